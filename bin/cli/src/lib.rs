@@ -1,0 +1,1 @@
+//! KeyMeld's command line: gateway, enclave and demo.

@@ -1,0 +1,1 @@
+//! KeyMeld's enclave: keygen, nonces and partial signatures.

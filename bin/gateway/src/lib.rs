@@ -1,0 +1,1 @@
+//! KeyMeld's gateway: REST, SQLite and the link to the enclaves.

@@ -1,0 +1,1 @@
+//! Examples of KeyMeld used as a library.

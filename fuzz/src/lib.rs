@@ -1,0 +1,1 @@
+//! Simulator, oracles and fuzz targets of KeyMeld.

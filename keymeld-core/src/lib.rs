@@ -1,0 +1,13 @@
+//! KeyMeld's pure core.
+//!
+//! Cryptography, signed artifacts, attestation and the three machines (client, gateway, enclave) of
+//! distributed MuSig2 signing. Nothing in here reads a clock, a file, a socket or a random generator:
+//! time and entropy are parameters, and what has to happen outside leaves as commands.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod entropy;
+pub mod secret;

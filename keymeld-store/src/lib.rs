@@ -1,0 +1,1 @@
+//! SQLite storage adapter of the KeyMeld gateway.

@@ -1,0 +1,1 @@
+//! HTTP, link and NSM adapters of KeyMeld.
