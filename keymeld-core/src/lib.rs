@@ -9,5 +9,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod api;
 pub mod entropy;
+pub mod link;
+pub mod record;
 pub mod secret;

@@ -1,0 +1,64 @@
+//! An HTTP request and response as the router sees them. Any server can carry them.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// The header that carries a caller's proof.
+pub const PROOF_HEADER: &str = "KeyMeld-Proof";
+
+/// The methods that the API knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Reads.
+    Get,
+    /// Changes; idempotent by the id in its body.
+    Post,
+    /// Cancels or deletes.
+    Delete,
+}
+
+impl Method {
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Delete => "DELETE",
+        }
+    }
+
+    /// The method of a request line; `None` for one that the API does not know.
+    pub fn parse(name: &str) -> Option<Method> {
+        [Method::Get, Method::Post, Method::Delete].into_iter().find(|method| method.as_str() == name)
+    }
+}
+
+/// A parsed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The Host header as received.
+    pub authority: String,
+    /// Path and query as received.
+    pub target: String,
+    /// The [`PROOF_HEADER`] as received.
+    pub proof: Option<String>,
+    /// The Authorization header as received.
+    pub authorization: Option<String>,
+    /// The body; empty where there is none.
+    pub body: Vec<u8>,
+}
+
+/// A response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// `application/json` or `application/problem+json`.
+    pub content_type: &'static str,
+    /// The Retry-After header, in seconds.
+    pub retry_after_s: Option<u32>,
+    /// The body.
+    pub body: Vec<u8>,
+}

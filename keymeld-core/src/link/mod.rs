@@ -1,0 +1,3 @@
+//! What the gateway and an enclave say to each other: frames and, inside them, messages.
+
+pub mod frame;
