@@ -12,5 +12,6 @@ extern crate std;
 pub mod api;
 pub mod entropy;
 pub mod link;
+pub mod musig;
 pub mod record;
 pub mod secret;
