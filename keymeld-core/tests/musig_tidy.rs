@@ -27,6 +27,16 @@ fn only_this_module_names_the_musig_library() {
     assert!(read > 0, "no source files found");
 }
 
+#[test]
+fn every_way_of_importing_it_is_noticed() {
+    for import in ["musig", "musig::Session", "{musig}", "{PublicKey,musig::{Session,SecretNonce}}"] {
+        assert!(starts_with_musig(import), "{import}");
+    }
+    for import in ["PublicKey", "{PublicKey,Scalar}", "schnorr::verify(&musig)"] {
+        assert!(!starts_with_musig(import), "{import}");
+    }
+}
+
 /// `musig...` or `{..., musig...}`.
 fn starts_with_musig(import: &str) -> bool {
     match import.strip_prefix('{') {
