@@ -10,8 +10,16 @@ extern crate alloc;
 extern crate std;
 
 pub mod api;
+pub mod artifact;
+pub mod bytes;
+pub mod crypto;
 pub mod entropy;
+pub mod id;
+pub mod limits;
 pub mod link;
 pub mod musig;
 pub mod record;
+pub mod refusal;
 pub mod secret;
+pub mod strict;
+pub mod time;
