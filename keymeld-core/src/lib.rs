@@ -11,6 +11,7 @@ extern crate std;
 
 pub mod api;
 pub mod artifact;
+pub mod attestation;
 pub mod bytes;
 pub mod crypto;
 pub mod entropy;
