@@ -1,1 +1,4 @@
 //! HTTP, link and NSM adapters of KeyMeld.
+
+#[cfg(feature = "nsm")]
+pub mod nsm;
