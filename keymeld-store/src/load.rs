@@ -81,7 +81,10 @@ mod tests {
             let rows = statement.query_map(nulls, |row| row.get(3)).unwrap();
             rows.collect::<Result<Vec<String>, _>>().unwrap().join("; ")
         };
-        assert_eq!(plan(ROWS_OF_RECORD), "SEARCH rows USING PRIMARY KEY (family=? AND id=?)");
+        assert_eq!(
+            plan(ROWS_OF_RECORD),
+            "SEARCH rows USING INDEX sqlite_autoindex_rows_1 (family=? AND id=?)"
+        );
         assert_eq!(plan(OPEN_HEADS), "SEARCH rows USING INDEX open_heads ((family,id)>(?,?))");
     }
 }

@@ -42,7 +42,11 @@ fn no_statement_of_another_connection_changes_or_removes_one() {
         "UPDATE rows SET family = 2 WHERE family = 3",
         "UPDATE OR REPLACE rows SET family = 3 WHERE family = 1",
         "UPDATE OR IGNORE rows SET body = x'66' WHERE family = 3",
+        "UPDATE OR REPLACE rows SET rowid = (SELECT rowid FROM rows WHERE family = 3) WHERE family = 1",
+        "UPDATE rows SET rowid = 99 WHERE family = 3",
         "DELETE FROM rows",
+        "REPLACE INTO rows (rowid, family, id, part, version, open, body)
+            SELECT rowid, 1, zeroblob(16), 5, 1, 0, x'66' FROM rows WHERE family = 3",
         "DELETE FROM rows WHERE family = 3",
         &format!("INSERT INTO rows SELECT * FROM {forged}"),
         &format!("REPLACE INTO rows SELECT * FROM {forged}"),
@@ -55,11 +59,12 @@ fn no_statement_of_another_connection_changes_or_removes_one() {
         let error = connection.execute_batch(statement).unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation), "{statement}: {error}");
     }
+    connection.execute("UPDATE rows SET version = version + 1 WHERE family = 1", []).unwrap();
     drop(connection);
 
     let mut store = open(&path);
     assert_eq!(load(&mut store, enclave), [row(enclave, 0, 1, b"identity")]);
-    assert_eq!(load(&mut store, keygen), [row(keygen, 0, 1, b"session")]);
+    assert_eq!(load(&mut store, keygen), [row(keygen, 0, 2, b"session")]);
 }
 
 #[test]
