@@ -120,3 +120,68 @@ fn write_row(connection: &Connection, write: &Write) -> Result<(), Fault> {
 fn execute(connection: &Connection, sql: &str, params: impl Params) -> Result<usize, Error> {
     connection.prepare_cached(sql)?.execute(params)
 }
+
+#[cfg(test)]
+mod tests {
+    use keymeld_core::record::{Family, Persist, PersistError, Query, RecordKey, RowKey, Token, Write};
+
+    use crate::{Options, Store};
+
+    fn persist(number: u8) -> Persist {
+        let record = RecordKey { family: Family::Signing, id: [number; 16] };
+        let write = Write { key: RowKey { record, part: 0 }, replaces: 0, open: true, body: vec![number] };
+        Persist { token: Token(number.into()), writes: vec![write] }
+    }
+
+    fn stored(store: &mut Store) -> Vec<u8> {
+        let all = Query::Open { after: None, count_max: 100 };
+        store.load(&all).unwrap().into_iter().map(|row| row.body[0]).collect()
+    }
+
+    fn opened() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = Store::open(&folder.path().join("keymeld.db"), &Options::default()).expect("opens");
+        (folder, store)
+    }
+
+    #[test]
+    fn when_the_commit_itself_fails_every_token_fails_and_the_next_batch_is_kept() {
+        let (_folder, mut store) = opened();
+        // A constraint that is only looked at in COMMIT.
+        let reference = "
+            CREATE TEMP TABLE parent (x INTEGER PRIMARY KEY);
+            CREATE TEMP TABLE child (x INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+            CREATE TEMP TRIGGER refer AFTER INSERT ON main.rows BEGIN INSERT INTO child VALUES (1); END";
+        store.connection.execute_batch(reference).unwrap();
+        let failed = Err(PersistError::Failed);
+        assert_eq!(store.commit(&[persist(1), persist(2)]), [(Token(1), failed), (Token(2), failed)]);
+        assert_eq!(stored(&mut store), []);
+        assert_eq!(store.take_failure().unwrap().code, rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY);
+
+        store.connection.execute_batch("DROP TRIGGER refer").unwrap();
+        assert_eq!(store.commit(&[persist(1), persist(3)]), [(Token(1), Ok(())), (Token(3), Ok(()))]);
+        assert_eq!(stored(&mut store), [1, 3]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_transaction_is_rolled_back_before_the_next() {
+        let (_folder, mut store) = opened();
+        store.connection.execute_batch("BEGIN IMMEDIATE; SAVEPOINT token").unwrap();
+        let leftover = "INSERT INTO rows VALUES (2, zeroblob(16), 0, 1, 1, x'09')";
+        store.connection.execute_batch(leftover).unwrap();
+        assert_eq!(store.commit(&[persist(1)]), [(Token(1), Ok(()))]);
+        assert_eq!(stored(&mut store), [1]);
+    }
+
+    #[test]
+    fn a_database_that_turns_read_only_fails_with_that_reason_until_it_is_writable_again() {
+        let (_folder, mut store) = opened();
+        assert_eq!(store.commit(&[persist(1)]), [(Token(1), Ok(()))]);
+        store.connection.pragma_update(None, "query_only", true).unwrap();
+        let refused = Err(PersistError::ReadOnly);
+        assert_eq!(store.commit(&[persist(2), persist(3)]), [(Token(2), refused), (Token(3), refused)]);
+        store.connection.pragma_update(None, "query_only", false).unwrap();
+        assert_eq!(store.commit(&[persist(3)]), [(Token(3), Ok(()))]);
+        assert_eq!(stored(&mut store), [1, 3]);
+    }
+}

@@ -18,10 +18,12 @@ pub enum Operation {
 
 /// What SQLite said. It names tables and result codes, never contents of rows.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} failed: {source}")]
+#[error("{operation} failed: {source} (SQLite code {code})")]
 pub struct Failure {
     /// What was being done.
     pub operation: Operation,
+    /// SQLite's extended result code; 0 where the fault is not SQLite's but a row's.
+    pub code: i32,
     /// SQLite's words.
     #[source]
     pub source: Error,
@@ -29,7 +31,8 @@ pub struct Failure {
 
 impl Failure {
     pub(crate) fn new(operation: Operation, source: Error) -> Failure {
-        Failure { operation, source }
+        let code = source.sqlite_error().map_or(0, |error| error.extended_code);
+        Failure { operation, code, source }
     }
 }
 
