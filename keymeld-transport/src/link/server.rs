@@ -1,0 +1,456 @@
+//! The enclave's side of the link.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use keymeld_core::link::frame::{Frame, Kind};
+
+use super::address::Address;
+use super::stream::{Acceptor, Stream, Waker};
+use super::wire::{FrameReader, ReadError, take_batch, write_within};
+
+/// The stack of a connection's threads, in bytes.
+const STACK_BYTES: usize = 512 * 1024;
+/// How long the accepting thread waits for a descriptor to come free before it tries again.
+const EXHAUSTED_WAIT: Duration = Duration::from_millis(100);
+const HELD: &str = "no thread panics while holding it";
+
+/// The bounds of a [`LinkServer`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeLimits {
+    /// Connections. At the cap the one that was silent longest is closed for a new one.
+    pub connections_max: usize,
+    /// Requests and pings of one connection that are not answered yet. At the cap nothing more is read
+    /// from it.
+    pub in_flight_max: usize,
+    /// Bytes of replies that wait for one connection. A peer that lets them grow beyond is closed.
+    pub queued_bytes_max: usize,
+    /// Milliseconds of silence after which a connection is closed. Peers ping more often.
+    pub idle_ms: u64,
+    /// Milliseconds from a frame's first byte to its last.
+    pub frame_ms: u64,
+    /// Milliseconds for a peer to accept what is written at once.
+    pub write_ms: u64,
+}
+
+impl ServeLimits {
+    /// Default of [`connections_max`](Self::connections_max).
+    pub const CONNECTIONS_MAX: usize = 16;
+    /// Default of [`in_flight_max`](Self::in_flight_max).
+    pub const IN_FLIGHT_MAX: usize = 1024;
+    /// Default of [`queued_bytes_max`](Self::queued_bytes_max).
+    pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+    /// Default of [`idle_ms`](Self::idle_ms).
+    pub const IDLE_MS: u64 = 60_000;
+    /// Default of [`frame_ms`](Self::frame_ms).
+    pub const FRAME_MS: u64 = 10_000;
+    /// Default of [`write_ms`](Self::write_ms).
+    pub const WRITE_MS: u64 = 10_000;
+}
+
+impl Default for ServeLimits {
+    fn default() -> Self {
+        ServeLimits {
+            connections_max: Self::CONNECTIONS_MAX,
+            in_flight_max: Self::IN_FLIGHT_MAX,
+            queued_bytes_max: Self::QUEUED_BYTES_MAX,
+            idle_ms: Self::IDLE_MS,
+            frame_ms: Self::FRAME_MS,
+            write_ms: Self::WRITE_MS,
+        }
+    }
+}
+
+/// What answers requests: frames of [`Kind::Request`] only. Runs on the connection's reading thread; it
+/// enqueues and returns.
+pub type Service = Arc<dyn Fn(Frame, ReplyHandle) + Send + Sync>;
+
+/// A bound address that nobody serves yet.
+#[derive(Debug)]
+pub struct Listener {
+    acceptor: Acceptor,
+    address: Address,
+}
+
+impl Listener {
+    /// Binds. A Unix socket's file that a killed process left behind is replaced.
+    ///
+    /// # Errors
+    /// What the operating system says; [`Unsupported`](ErrorKind::Unsupported) for vsock without its
+    /// feature.
+    pub fn bind(address: &Address) -> io::Result<Listener> {
+        let (acceptor, address) = Acceptor::bind(address)?;
+        Ok(Listener { acceptor, address })
+    }
+
+    /// Where it listens, with the TCP port that was chosen.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+/// Serves a listener until [`LinkServer::shutdown`].
+///
+/// # Errors
+/// What the operating system says to a second descriptor or a first thread.
+pub fn serve(listener: Listener, limits: ServeLimits, service: Service) -> io::Result<LinkServer> {
+    let Listener { acceptor, address } = listener;
+    let waker = acceptor.waker()?;
+    let shared =
+        Arc::new(Shared { limits, service, peers: Mutex::new(Peers::default()), ended: Condvar::new() });
+    let accepting = Arc::clone(&shared);
+    let accept = spawn("link-accept", move || accept(&accepting, &acceptor))?;
+    Ok(LinkServer { shared, address, waker, accept: Some(accept) })
+}
+
+/// A listener with its threads. Dropping it shuts it down.
+pub struct LinkServer {
+    shared: Arc<Shared>,
+    address: Address,
+    waker: Option<Waker>,
+    accept: Option<JoinHandle<()>>,
+}
+
+impl LinkServer {
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Closes the listener and every connection, and joins the threads. A vsock listener's thread stays
+    /// in its accept, refuses the next peer and ends then.
+    pub fn shutdown(mut self) {
+        self.close();
+    }
+
+    fn close(&mut self) {
+        let Some(accept) = self.accept.take() else {
+            return;
+        };
+        let mut peers = self.shared.lock();
+        peers.closing = true;
+        for peer in peers.by_id.values() {
+            peer.close();
+        }
+        drop(peers);
+        self.shared.ended.notify_all();
+        if let Some(waker) = &self.waker {
+            waker.wake();
+            if accept.join().is_err() {
+                tracing::error!("the accepting thread had panicked");
+            }
+        }
+        drop(self.shared.ended.wait_while(self.shared.lock(), |peers| peers.threads > 0).expect(HELD));
+    }
+}
+
+impl Drop for LinkServer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for LinkServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    limits: ServeLimits,
+    service: Service,
+    peers: Mutex<Peers>,
+    ended: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().expect(HELD)
+    }
+}
+
+#[derive(Default)]
+struct Peers {
+    closing: bool,
+    next_id: u64,
+    threads: usize,
+    by_id: BTreeMap<u64, Arc<Peer>>,
+}
+
+impl Peers {
+    /// Closes the connection that was silent longest.
+    fn evict(&mut self) {
+        let silent = self.by_id.iter().min_by_key(|(_, peer)| peer.lock().heard).map(|(id, _)| *id);
+        if let Some(peer) = silent.and_then(|id| self.by_id.remove(&id)) {
+            peer.close();
+        }
+    }
+}
+
+/// One connection. Its lock is taken after that of all peers, never before.
+struct Peer {
+    id: u64,
+    stream: Arc<Stream>,
+    queued_bytes_max: usize,
+    state: Mutex<PeerState>,
+    /// Wakes the reader at the cap of requests in flight.
+    room: Condvar,
+    /// Wakes the writer.
+    writable: Condvar,
+}
+
+struct PeerState {
+    closed: bool,
+    heard: Instant,
+    in_flight: usize,
+    queue: VecDeque<Vec<u8>>,
+    queued_bytes: usize,
+}
+
+impl Peer {
+    fn lock(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().expect(HELD)
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.stream.shutdown();
+        self.room.notify_all();
+        self.writable.notify_all();
+    }
+
+    /// Waits for room for one more request; false where the connection was closed.
+    fn enter(&self, max: usize) -> bool {
+        let mut state =
+            self.room.wait_while(self.lock(), |state| !state.closed && state.in_flight >= max).expect(HELD);
+        state.in_flight += 1;
+        state.heard = Instant::now();
+        !state.closed
+    }
+
+    fn leave(&self, count: usize) {
+        self.lock().in_flight -= count;
+        self.room.notify_one();
+    }
+
+    /// Puts an answer on the queue, whose place in flight is given up when it is written.
+    fn answer(&self, frame: &Frame) -> Result<(), ReplyError> {
+        let bytes = frame.encode().map_err(|_| ReplyError::TooLarge)?;
+        let mut state = self.lock();
+        if state.closed {
+            return Err(ReplyError::Closed);
+        }
+        state.queued_bytes += bytes.len();
+        if state.queued_bytes > self.queued_bytes_max {
+            drop(state);
+            tracing::warn!(connection = self.id, "closed: it does not read its replies");
+            self.close();
+            return Err(ReplyError::Closed);
+        }
+        state.queue.push_back(bytes);
+        drop(state);
+        self.writable.notify_one();
+        Ok(())
+    }
+}
+
+/// Why a reply was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// The body does not fit in a frame. The gateway will see its request time out.
+    #[error("the reply does not fit in a frame")]
+    TooLarge,
+    /// The connection is gone; the gateway knows that its request has failed.
+    #[error("the connection is closed")]
+    Closed,
+}
+
+/// The one way to reply to a request, from any thread and in any order. Dropped unused, the gateway will
+/// see its request time out.
+#[must_use = "a request without a reply times out"]
+pub struct ReplyHandle {
+    peer: Arc<Peer>,
+    request_id: u64,
+    routing_id: [u8; 16],
+    queued: bool,
+}
+
+impl ReplyHandle {
+    /// Replies. Never blocks.
+    ///
+    /// # Errors
+    /// [`ReplyError`]; nothing was sent then.
+    pub fn send(mut self, body: Vec<u8>) -> Result<(), ReplyError> {
+        let (request_id, routing_id) = (self.request_id, self.routing_id);
+        self.peer.answer(&Frame { kind: Kind::Reply, request_id, routing_id, body })?;
+        self.queued = true;
+        Ok(())
+    }
+}
+
+impl Drop for ReplyHandle {
+    fn drop(&mut self) {
+        if !self.queued {
+            self.peer.leave(1);
+        }
+    }
+}
+
+impl fmt::Debug for ReplyHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplyHandle")
+            .field("connection", &self.peer.id)
+            .field("request_id", &self.request_id)
+            .finish_non_exhaustive()
+    }
+}
+
+fn accept(shared: &Arc<Shared>, acceptor: &Acceptor) {
+    loop {
+        let accepted = acceptor.accept();
+        if shared.lock().closing {
+            return;
+        }
+        match accepted {
+            Ok(stream) => admit(shared, Arc::new(stream)),
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                // Most likely descriptors ran out. One comes back when a connection's threads have ended.
+                let mut peers = shared.lock();
+                let threads = peers.threads;
+                if threads > 0 {
+                    peers.evict();
+                }
+                let unchanged = |peers: &mut Peers| !peers.closing && peers.threads >= threads;
+                drop(shared.ended.wait_timeout_while(peers, EXHAUSTED_WAIT, unchanged).expect(HELD));
+            }
+        }
+    }
+}
+
+fn admit(shared: &Arc<Shared>, stream: Arc<Stream>) {
+    let mut peers = shared.lock();
+    while peers.by_id.len() >= shared.limits.connections_max.max(1) {
+        peers.evict();
+    }
+    peers.next_id += 1;
+    let peer = Arc::new(Peer {
+        id: peers.next_id,
+        stream,
+        queued_bytes_max: shared.limits.queued_bytes_max,
+        state: Mutex::new(PeerState {
+            closed: false,
+            heard: Instant::now(),
+            in_flight: 0,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+        }),
+        room: Condvar::new(),
+        writable: Condvar::new(),
+    });
+    peers.by_id.insert(peer.id, Arc::clone(&peer));
+    peers.threads += 2;
+    drop(peers);
+    let reading = Seat { shared: Arc::clone(shared), peer: Arc::clone(&peer) };
+    let writing = Seat { shared: Arc::clone(shared), peer };
+    // A thread that cannot be started drops its seat, which closes the connection.
+    let started =
+        spawn("link-read", move || read(&reading)).and_then(|_| spawn("link-write", move || write(&writing)));
+    if let Err(error) = started {
+        tracing::warn!(%error, "cannot start a thread for a connection");
+    }
+}
+
+/// The entry of one of a connection's two threads; the connection ends with the first that ends.
+struct Seat {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.peer.close();
+        let mut peers = self.shared.lock();
+        peers.by_id.remove(&self.peer.id);
+        peers.threads -= 1;
+        self.shared.ended.notify_all();
+    }
+}
+
+fn read(seat: &Seat) {
+    let (limits, peer) = (&seat.shared.limits, &seat.peer);
+    let (idle, whole) = (Duration::from_millis(limits.idle_ms), Duration::from_millis(limits.frame_ms));
+    let mut reader = FrameReader::timed(Arc::clone(&peer.stream), idle, whole);
+    loop {
+        let frame = match reader.read() {
+            Ok(frame) => frame,
+            Err(ReadError::Malformed(error)) => {
+                tracing::warn!(connection = peer.id, %error, "malformed frame");
+                return;
+            }
+            Err(ReadError::Io(error)) => {
+                tracing::info!(connection = peer.id, %error, "cannot read");
+                return;
+            }
+            Err(ReadError::Closed) => return,
+        };
+        match frame.kind {
+            Kind::Request => {
+                if !peer.enter(limits.in_flight_max) {
+                    return;
+                }
+                let reply = ReplyHandle {
+                    peer: Arc::clone(peer),
+                    request_id: frame.request_id,
+                    routing_id: frame.routing_id,
+                    queued: false,
+                };
+                (seat.shared.service)(frame, reply);
+            }
+            Kind::Ping => {
+                let pong = Frame { kind: Kind::Pong, ..frame };
+                if !peer.enter(limits.in_flight_max) || peer.answer(&pong).is_err() {
+                    return;
+                }
+            }
+            Kind::Reply | Kind::Pong => {
+                tracing::warn!(connection = peer.id, "unexpected kind of frame");
+                return;
+            }
+        }
+    }
+}
+
+fn write(seat: &Seat) {
+    let peer = &seat.peer;
+    let timeout = Duration::from_millis(seat.shared.limits.write_ms);
+    let mut state = peer.lock();
+    loop {
+        if state.closed {
+            return;
+        }
+        let (batch, frames) = take_batch(&mut state.queue);
+        if frames == 0 {
+            state = peer.writable.wait(state).expect(HELD);
+            continue;
+        }
+        drop(state);
+        if let Err(error) = write_within(&peer.stream, &batch, timeout) {
+            tracing::info!(connection = peer.id, %error, "cannot write");
+            return;
+        }
+        state = peer.lock();
+        state.queued_bytes -= batch.len();
+        state.in_flight -= frames;
+        peer.room.notify_one();
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(run)
+}
