@@ -1,1 +1,434 @@
-//! Placeholder.
+//! The public listener over loopback sockets.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use keymeld_core::api::http::{Request, Response};
+use keymeld_transport::http::server::{Refusal, Responder, Server, ServerLimits};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn json(body: impl Into<Vec<u8>>) -> Response {
+    Response { status: 200, content_type: "application/json", retry_after_s: None, body: body.into() }
+}
+
+/// What the service below was handed and did not answer itself.
+type Waiting = Receiver<(String, Responder)>;
+
+/// Answers `/echo` with the body, drops `/drop`, and hands `/park...` (parked) and `/hold` to the test.
+fn start(limits: ServerLimits) -> (Server, Waiting) {
+    let (sender, receiver) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let service = move |request: Request, responder: Responder| match request.target.as_str() {
+        "/drop" => drop(responder),
+        "/hold" => sender.lock().unwrap().send((request.target, responder)).unwrap(),
+        target if target.starts_with("/park") => {
+            if let Some(responder) = responder.park() {
+                sender.lock().unwrap().send((request.target, responder)).unwrap();
+            }
+        }
+        _ => {
+            let method = request.method.as_str();
+            let mut body = format!("{method} {} {} ", request.target, request.authority).into_bytes();
+            body.extend_from_slice(&request.body);
+            responder.send(json(body));
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    (Server::start(listener, limits, Arc::new(service)).unwrap(), receiver)
+}
+
+struct Peer(BufReader<TcpStream>);
+
+struct Reply {
+    status: u16,
+    headers: Vec<String>,
+    body: String,
+}
+
+impl Reply {
+    fn has(&self, header: &str) -> bool {
+        self.headers.iter().any(|line| line.eq_ignore_ascii_case(header))
+    }
+}
+
+impl Peer {
+    fn to(address: SocketAddr) -> Peer {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Peer(BufReader::new(stream))
+    }
+
+    fn send(&mut self, text: &str) -> &mut Peer {
+        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+        self
+    }
+
+    fn get(&mut self, target: &str) -> &mut Peer {
+        self.send(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n"))
+    }
+
+    fn reply(&mut self) -> Reply {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let status = line.split(' ').nth(1).unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        let mut headers = Vec::new();
+        loop {
+            let mut header = String::new();
+            self.0.read_line(&mut header).unwrap();
+            match header.trim_end() {
+                "" => break,
+                header => headers.push(header.to_owned()),
+            }
+        }
+        let length = headers.iter().find_map(|header| header.strip_prefix("Content-Length: "));
+        let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+        self.0.read_exact(&mut body).unwrap();
+        Reply { status, headers, body: String::from_utf8(body).unwrap() }
+    }
+
+    /// The server's closing, by an end or by a reset.
+    fn is_closed(&mut self) -> bool {
+        !matches!(self.0.read(&mut [0]), Ok(1..))
+    }
+}
+
+fn assert_alive(server: &Server) {
+    assert_eq!(Peer::to(server.address()).get("/alive").reply().body, "GET /alive h ");
+}
+
+#[test]
+fn a_connection_is_kept_for_further_requests() {
+    let (server, _) = start(ServerLimits::default());
+    let mut peer = Peer::to(server.address());
+    for round in 0..3 {
+        peer.send(&format!("POST /{round}?a=b HTTP/1.1\r\nHost: h:1\r\nContent-Length: 2\r\n\r\nhi"));
+        let reply = peer.reply();
+        assert_eq!((reply.status, reply.body), (200, format!("POST /{round}?a=b h:1 hi")));
+    }
+    let reply = peer.get("/").reply();
+    for header in ["Content-Type: application/json", "Connection: keep-alive", "Cache-Control: no-store"] {
+        assert!(reply.has(header), "{header}");
+    }
+    peer.send("DELETE /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    let reply = peer.reply();
+    assert!(reply.has("Connection: close") && reply.body == "DELETE /last h ");
+    assert!(peer.is_closed());
+    server.shutdown(Duration::ZERO);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let (server, waiting) = start(ServerLimits::default());
+    let mut peer = Peer::to(server.address());
+    peer.get("/hold")
+        .get("/second")
+        .send("POST /third HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET /f");
+    let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
+    responder.send(json("first"));
+    assert_eq!(peer.reply().body, "first");
+    assert_eq!(peer.reply().body, "GET /second h ");
+    assert_eq!(peer.reply().body, "POST /third h abc");
+    assert_eq!(peer.send("ourth HTTP/1.1\r\nHost: h\r\n\r\n").reply().body, "GET /fourth h ");
+}
+
+#[test]
+fn http_1_0_is_answered_and_closed() {
+    let (server, _) = start(ServerLimits::default());
+    let mut peer = Peer::to(server.address());
+    let reply = peer.send("GET /old HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n").reply();
+    assert!(reply.status == 200 && reply.has("Connection: close"));
+    assert!(peer.is_closed());
+}
+
+#[test]
+fn a_body_that_waits_for_100_continue_is_asked_for() {
+    let (server, _) = start(ServerLimits::default());
+    let mut peer = Peer::to(server.address());
+    peer.send("POST /c HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(peer.reply().status, 100);
+    assert_eq!(peer.send("body").reply().body, "POST /c h body");
+}
+
+#[test]
+fn every_malformed_request_gets_its_code_and_the_server_lives() {
+    let (server, _) = start(ServerLimits::default());
+    let head = "POST / HTTP/1.1\r\nHost: h\r\n";
+    let many = format!("{head}{}\r\n", "A: b\r\n".repeat(64));
+    let long = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(20_000));
+    let cases = [
+        (format!("{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), Refusal::TransferEncoding),
+        (format!("{head}Content-Length: 1\r\nContent-Length: 1\r\n\r\na"), Refusal::AmbiguousFraming),
+        (format!("{head}Content-Length: +1\r\n\r\na"), Refusal::AmbiguousFraming),
+        (format!("{head}Content-Length: 1000000000000000\r\n\r\nabc"), Refusal::BodyTooLarge),
+        (format!("{head}Content-Length: 4194305\r\n\r\n"), Refusal::BodyTooLarge),
+        (format!("{head}Content-Length: {}\r\n\r\n", "9".repeat(40)), Refusal::BodyTooLarge),
+        (format!("{head}A: b\r\n c\r\nContent-Length: 1\r\n\r\na"), Refusal::AmbiguousFraming),
+        (format!("{head}\r\n"), Refusal::LengthRequired),
+        (format!("{head}Expect: more\r\nContent-Length: 1\r\n\r\n"), Refusal::ExpectationFailed),
+        ("GET / HTTP/1.1\n".into(), Refusal::AmbiguousFraming),
+        ("GET / HTTP/1.1\r\n\r\n".into(), Refusal::BadHost),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".into(), Refusal::BadHost),
+        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), Refusal::VersionNotSupported),
+        ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na".into(), Refusal::UnexpectedBody),
+        ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n".into(), Refusal::MethodNotAllowed),
+        ("GET x HTTP/1.1\r\nHost: a\r\n\r\n".into(), Refusal::BadTarget),
+        ("\u{1}\u{2}\u{3}\r\n\r\n".into(), Refusal::MalformedRequest),
+        (many, Refusal::TooManyHeaders),
+        (long, Refusal::HeadTooLarge),
+    ];
+    for (text, refusal) in cases {
+        let mut peer = Peer::to(server.address());
+        let reply = peer.send(&text).reply();
+        assert_eq!(reply.status, refusal.status(), "{text:.80}");
+        assert!(
+            reply.body.contains(&format!("\"code\":\"{}\"", refusal.code())),
+            "{text:.80}: {}",
+            reply.body
+        );
+        assert!(reply.has("Content-Type: application/problem+json") && reply.has("Connection: close"));
+        assert_eq!(reply.has("Allow: GET, POST, DELETE"), refusal == Refusal::MethodNotAllowed);
+        assert!(peer.is_closed(), "{text:.80}");
+        assert_alive(&server);
+    }
+}
+
+#[test]
+fn a_request_that_drips_in_is_refused_at_its_deadline() {
+    let (server, _) = start(ServerLimits { request_time_ms: 150, ..ServerLimits::default() });
+    let mut peer = Peer::to(server.address());
+    let begun = Instant::now();
+    peer.send("GET / HT");
+    // Each byte would prolong a limit on single reads.
+    peer.0.get_mut().set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    while peer.0.fill_buf().is_err() && begun.elapsed() < PATIENCE {
+        let _ = peer.0.get_mut().write_all(b"T");
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(150));
+    let reply = peer.reply();
+    assert!(reply.status == 408 && reply.body.contains("request_timed_out"));
+    assert_alive(&server);
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let (server, _) = start(ServerLimits { idle_ms: 50, ..ServerLimits::default() });
+    let mut peer = Peer::to(server.address());
+    assert_eq!(peer.get("/").reply().status, 200);
+    assert!(peer.is_closed());
+    assert!(Peer::to(server.address()).is_closed());
+}
+
+#[test]
+fn at_the_cap_the_longest_idle_connection_is_closed() {
+    let (server, waiting) = start(ServerLimits { connections_max: 3, ..ServerLimits::default() });
+    let mut busy = Peer::to(server.address());
+    busy.get("/hold");
+    let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
+    let [mut first, mut second] = [(); 2].map(|()| Peer::to(server.address()));
+    assert_eq!(Peer::to(server.address()).get("/new").reply().status, 200);
+    assert!(first.is_closed());
+    assert_eq!(second.get("/").reply().status, 200);
+    responder.send(json("held"));
+    assert_eq!(busy.reply().body, "held");
+}
+
+#[test]
+fn where_every_connection_is_busy_a_new_one_is_refused() {
+    let (server, waiting) = start(ServerLimits { connections_max: 1, ..ServerLimits::default() });
+    let mut busy = Peer::to(server.address());
+    busy.get("/hold");
+    let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
+    let reply = Peer::to(server.address()).reply();
+    assert!(reply.status == 503 && reply.has("Retry-After: 1"));
+    responder.send(json("held"));
+    assert_eq!(busy.reply().body, "held");
+}
+
+#[test]
+fn a_parked_request_has_no_thread_and_its_connection_goes_on_after_the_answer() {
+    let (server, waiting) = start(ServerLimits::default());
+    let mut peer = Peer::to(server.address());
+    peer.get("/park").get("/after");
+    let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
+    let begun = Instant::now();
+    while server.counts() != (1, 0) {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
+    thread::spawn(move || responder.send(json("late"))).join().unwrap();
+    assert_eq!(peer.reply().body, "late");
+    assert_eq!(peer.reply().body, "GET /after h ");
+    assert_eq!(peer.get("/again").reply().status, 200);
+    assert_eq!(server.counts(), (0, 1));
+}
+
+#[test]
+fn the_parked_table_is_bounded_in_all_and_per_address() {
+    for limits in [
+        ServerLimits { parked_max: 2, ..ServerLimits::default() },
+        ServerLimits { parked_per_address_max: 2, ..ServerLimits::default() },
+    ] {
+        let (server, waiting) = start(limits);
+        let [mut first, mut second, mut third] = [(); 3].map(|()| Peer::to(server.address()));
+        first.get("/park/1");
+        let (_, one) = waiting.recv_timeout(PATIENCE).unwrap();
+        second.get("/park/2");
+        let (_, _two) = waiting.recv_timeout(PATIENCE).unwrap();
+        let reply = third.get("/park/3").reply();
+        assert!(
+            reply.status == 429 && reply.body.contains("too_many_waiting") && reply.has("Retry-After: 1")
+        );
+        one.send(json("1"));
+        assert_eq!(first.reply().body, "1");
+        let mut fourth = Peer::to(server.address());
+        fourth.get("/park/4");
+        let (_, four) = waiting.recv_timeout(PATIENCE).unwrap();
+        four.send(json("4"));
+        assert_eq!(fourth.reply().body, "4");
+    }
+}
+
+#[test]
+fn a_peer_that_leaves_while_parked_harms_nobody() {
+    let (server, waiting) = start(ServerLimits::default());
+    for _ in 0..4 {
+        let mut peer = Peer::to(server.address());
+        peer.get("/park");
+        let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
+        drop(peer);
+        responder.send(json("nobody reads this"));
+    }
+    assert_alive(&server);
+    server.shutdown(PATIENCE);
+}
+
+#[test]
+fn an_unanswered_request_gets_500_parked_or_not() {
+    let (server, waiting) = start(ServerLimits::default());
+    assert!(Peer::to(server.address()).get("/drop").reply().body.contains("\"code\":\"unanswered\""));
+    let mut peer = Peer::to(server.address());
+    peer.get("/park");
+    drop(waiting.recv_timeout(PATIENCE).unwrap());
+    assert_eq!(peer.reply().status, 500);
+}
+
+#[test]
+fn a_service_that_takes_too_long_is_not_waited_for() {
+    let (server, waiting) = start(ServerLimits { answer_ms: 30, ..ServerLimits::default() });
+    let mut peer = Peer::to(server.address());
+    let reply = peer.get("/hold").reply();
+    assert!(reply.status == 503 && reply.body.contains("answer_timed_out"));
+    waiting.recv_timeout(PATIENCE).unwrap().1.send(json("too late"));
+    assert!(peer.is_closed());
+}
+
+#[test]
+fn shutdown_drains_what_is_under_way_and_closes_the_rest() {
+    let (server, waiting) = start(ServerLimits::default());
+    let address = server.address();
+    let [mut idle, mut held, mut parked] = [(); 3].map(|()| Peer::to(address));
+    assert_eq!(idle.get("/").reply().status, 200);
+    held.get("/hold");
+    let (_, hold) = waiting.recv_timeout(PATIENCE).unwrap();
+    parked.get("/park");
+    let (_, park) = waiting.recv_timeout(PATIENCE).unwrap();
+    let stopping = thread::spawn(move || server.shutdown(PATIENCE));
+    assert!(idle.is_closed());
+    hold.send(json("held"));
+    park.send(json("parked"));
+    for (peer, body) in [(&mut held, "held"), (&mut parked, "parked")] {
+        let reply = peer.reply();
+        assert!(reply.body == body && reply.has("Connection: close"));
+        assert!(peer.is_closed());
+    }
+    drop((held, parked));
+    stopping.join().unwrap();
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn shutdown_cuts_what_does_not_drain() {
+    let (server, waiting) = start(ServerLimits::default());
+    let [mut held, mut parked, mut dripping] = [(); 3].map(|()| Peer::to(server.address()));
+    held.get("/hold");
+    let (_, hold) = waiting.recv_timeout(PATIENCE).unwrap();
+    parked.get("/park");
+    let (_, park) = waiting.recv_timeout(PATIENCE).unwrap();
+    dripping.send("GET / HTTP/1.1\r\n");
+    let begun = Instant::now();
+    server.shutdown(Duration::from_millis(20));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    hold.send(json("too late"));
+    drop(park);
+    assert!(held.is_closed() && parked.is_closed() && dripping.is_closed());
+}
+
+#[test]
+fn many_connections_at_once_are_all_answered() {
+    let (server, _) = start(ServerLimits::default());
+    let address = server.address();
+    let threads: Vec<_> = (0..16)
+        .map(|number| {
+            thread::spawn(move || {
+                let mut peer = Peer::to(address);
+                for round in 0..50 {
+                    let target = format!("/{number}/{round}");
+                    assert_eq!(peer.get(&target).reply().body, format!("GET {target} h "));
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+/// Run by the test below in a process with few descriptors.
+fn exhaust_descriptors() {
+    let (server, _) = start(ServerLimits::default());
+    for _ in 0..3 {
+        let mut peers = Vec::new();
+        // Both ends are here, so both run out.
+        while let Ok(stream) = TcpStream::connect(server.address()) {
+            peers.push(stream);
+        }
+        assert!(peers.len() > 5);
+        drop(peers);
+        // A peer that comes while descriptors are short may be closed; the server still comes back.
+        let answered = (0..1000).any(|_| {
+            TcpStream::connect(server.address()).is_ok_and(|mut stream| {
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut reply = [0; 12];
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").is_ok()
+                    && stream.read_exact(&mut reply).is_ok()
+                    && &reply == b"HTTP/1.1 200"
+            })
+        });
+        assert!(answered);
+    }
+}
+
+#[test]
+fn running_out_of_descriptors_does_not_end_the_listener() {
+    const CHILD: &str = "KEYMELD_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(CHILD).is_some() {
+        return exhaust_descriptors();
+    }
+    let output = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -n 48 && exec \"$0\" --exact running_out_of_descriptors_does_not_end_the_listener",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}

@@ -270,7 +270,7 @@ mod tests {
             ("GET / HTTP/1.2\r\nHost: h\r\n\r\n", Refusal::VersionNotSupported),
             ("PRI * HTTP/2.0\r\n\r\n", Refusal::VersionNotSupported),
             ("GET  / HTTP/1.1\r\nHost: h\r\n\r\n", Refusal::MalformedRequest),
-            ("GET / \r\nHost: h\r\n\r\n", Refusal::MalformedRequest),
+            ("GET / \r\nHost: h\r\n\r\n", Refusal::VersionNotSupported),
             ("\r\nGET / HTTP/1.1\r\n\r\n", Refusal::MalformedRequest),
             ("nonsense\r\n\r\n", Refusal::MalformedRequest),
         ] {

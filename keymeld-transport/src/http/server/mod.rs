@@ -213,9 +213,10 @@ fn resume(shared: &Arc<Shared>, parked: &Receiver<Resumed>) {
                 let max = shared.limits.connections_max;
                 let (seat, over) = shared.table.admit_answered(&connection.stream, max);
                 let answer = Answer { close: answer.close || over, ..answer };
-                spawn(shared, seat, connection, Some(answer));
-                // Only now: the listener's end waits for parked requests and for seats.
+                // Not before it has a seat, because the listener's end waits for both; not after the answer,
+                // because its peer may park again at once.
                 drop(place);
+                spawn(shared, seat, connection, Some(answer));
             }
             Resumed::Stop => return,
         }

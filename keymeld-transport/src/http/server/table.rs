@@ -231,8 +231,10 @@ impl Seat {
         let Some(active) = inner.active.get_mut(&self.id) else {
             return false;
         };
-        active.phase = phase;
-        active.since = Instant::now();
+        if active.phase != phase {
+            active.phase = phase;
+            active.since = Instant::now();
+        }
         active.exchange = exchange;
         true
     }
