@@ -1,4 +1,5 @@
 //! The HTTP client against the listener and against peers that misbehave.
+#![allow(clippy::unwrap_used, reason = "clippy knows test functions only, not what they share")]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,5 @@
 //! The public listener over loopback sockets.
+#![allow(clippy::unwrap_used, reason = "clippy knows test functions only, not what they share")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -392,13 +393,14 @@ fn many_connections_at_once_are_all_answered() {
 /// Run by the test below in a process with few descriptors.
 fn exhaust_descriptors() {
     let (server, _) = start(ServerLimits::default());
-    for _ in 0..3 {
+    for round in 0..3 {
         let mut peers = Vec::new();
         // Both ends are here, so both run out.
         while let Ok(stream) = TcpStream::connect(server.address()) {
             peers.push(stream);
         }
-        assert!(peers.len() > 5);
+        // Later rounds may begin before the server's ends of the last one are closed.
+        assert!(round > 0 || peers.len() > 5);
         drop(peers);
         // A peer that comes while descriptors are short may be closed; the server still comes back.
         let answered = (0..1000).any(|_| {

@@ -1,4 +1,5 @@
 //! The gateway's side of the link against scripted peers, and against the enclave's side.
+#![allow(clippy::unwrap_used, reason = "clippy knows test functions only, not what they share")]
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
