@@ -209,14 +209,20 @@ impl State {
             if live.pinged.is_some_and(|pinged| heard > pinged) {
                 live.pinged = None;
             }
-            let wake = match live.pinged {
-                Some(pinged) => pinged + millis(options.ping_timeout_ms),
-                None => heard + millis(options.ping_interval_ms),
+            let interval = millis(options.ping_interval_ms);
+            let (wake, dead) = match live.pinged {
+                Some(pinged) => {
+                    let end = pinged + millis(options.ping_timeout_ms);
+                    // Once in between: a pong wakes nobody, and the next ping is due long before the end.
+                    let between = Some(pinged + interval).filter(|at| *at > now);
+                    (between.map_or(end, |between| between.min(end)), end <= now)
+                }
+                None => (heard + interval, false),
             };
             // One that never replies, pings apart, is as good as dead, and its late replies are not to
             // be remembered for ever.
             let hopeless = live.late.len() > options.in_flight_per_connection_max;
-            if hopeless || (live.pinged.is_some() && wake <= now) {
+            if hopeless || dead {
                 self.sever(lane, FailReason::PeerSilent);
                 tracing::info!(lane, "a silent connection was closed");
                 tick.lanes.push(lane);
