@@ -11,6 +11,7 @@ mod proofs;
 mod record;
 mod signing;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -232,6 +233,7 @@ impl SessionKey {
 
 /// Something for one session to do.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all work is a call")]
 enum Work {
     /// A request.
     Call(RequestId, Call),
@@ -322,7 +324,7 @@ enum Session {
     /// There is no such record.
     Absent,
     Keygen(Arc<Keygen>),
-    Signing(alloc::boxed::Box<Signing>),
+    Signing(Box<Signing>),
 }
 
 #[derive(Debug)]
@@ -815,7 +817,7 @@ impl Gateway {
         let Some(rows) = entry.rows.take() else { return };
         match keygen {
             Some(keygen) => {
-                entry.session = Session::Signing(alloc::boxed::Box::new(Signing::read(rows, keygen)));
+                entry.session = Session::Signing(Box::new(Signing::read(rows, keygen)));
                 entry.queue.push_front(Work::Resume);
                 self.drain(key);
             }
