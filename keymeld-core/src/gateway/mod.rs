@@ -233,7 +233,6 @@ impl SessionKey {
 
 /// Something for one session to do.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all work is a call")]
 enum Work {
     /// A request.
     Call(RequestId, Call),
@@ -279,6 +278,7 @@ enum TokenOwner {
 
 /// What a step does that shows its new state outside.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "short-lived and few")]
 enum Effect {
     Respond(RequestId, Response),
     Send(EnclaveId, Purpose, Request),
