@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 
 use super::record::{self, enclave_key};
-use super::{CallOwner, Command, Gateway, Report, RequestId, Timer, TokenOwner, Work};
+use super::{CallOwner, Command, Gateway, Report, RequestId, Timer, TokenOwner};
 use crate::api::problem;
 use crate::api::rest::{AttestationResponse, EnclaveView, EnclavesResponse};
 use crate::bytes::{Hash, PublicKey};
@@ -111,10 +111,10 @@ impl Gateway {
         }
     }
 
-    pub(super) fn rotation_asked(&mut self, enclave_id: EnclaveId) {
+    pub(super) fn rotation_asked(&mut self, now: Time, enclave_id: EnclaveId) {
         if let Some(member) = self.members.get_mut(&enclave_id) {
             member.rotate = true;
-            self.next_identity(enclave_id, Vec::new());
+            self.next_identity(now, enclave_id, Vec::new());
         }
     }
 
@@ -146,7 +146,7 @@ impl Gateway {
                 let rows = member.rows();
                 let missing = rows.iter().map(|row| row.epoch).filter(|epoch| !hello.epochs.contains(epoch));
                 let missing = missing.collect();
-                self.next_identity(enclave_id, missing);
+                self.next_identity(now, enclave_id, missing);
             }
             (Stage::Creating { epoch }, Ok(Reply::IdentityCreated(row)))
                 if row.enclave_id == enclave_id && row.epoch == *epoch =>
@@ -155,7 +155,7 @@ impl Gateway {
             }
             (Stage::Opening { epochs_left }, Ok(Reply::IdentityOpened)) => {
                 let left = core::mem::take(epochs_left);
-                self.next_identity(enclave_id, left);
+                self.next_identity(now, enclave_id, left);
             }
             // The link was lost in between and has greeted anew.
             (Stage::Away | Stage::Storing(_) | Stage::Ready, _) => {}
@@ -174,7 +174,7 @@ impl Gateway {
     }
 
     /// Opens the next identity, makes one where there is none, or declares the enclave ready.
-    fn next_identity(&mut self, enclave_id: EnclaveId, mut epochs_left: Vec<u32>) {
+    fn next_identity(&mut self, now: Time, enclave_id: EnclaveId, mut epochs_left: Vec<u32>) {
         let Some(member) = self.members.get_mut(&enclave_id) else { return };
         let busy = matches!(member.stage, Stage::Away | Stage::Creating { .. } | Stage::Storing(_));
         if busy || !member.linked {
@@ -196,9 +196,9 @@ impl Gateway {
         } else {
             member.stage = Stage::Ready;
             self.commands.push_back(Command::Report(Report::EnclaveReady(enclave_id)));
+            // Timers, since a tick serves a bounded number of them.
             for key in core::mem::take(&mut self.waiting) {
-                self.set_timer(key, super::TimerKind::Retry, None);
-                self.todo.push_back((key, Work::Resume));
+                self.set_timer(key, super::TimerKind::Retry, Some(now.mono_ms));
             }
         }
     }

@@ -264,15 +264,13 @@ impl Gateway {
             Work::Resume if keygen.state() == KeygenState::KeyGeneration => {
                 self.open_at_enclaves(id, Arc::make_mut(&mut keygen), step);
             }
-            Work::Expire if !keygen.is_ended() && now.unix_ms >= keygen.deadline_unix_ms() => {
+            Work::Expire if !keygen.is_ended() => {
                 Arc::make_mut(&mut keygen).fail(id, Code::Expired.into(), step);
             }
             Work::Answered(purpose, reply) => {
                 self.keygen_answered(id, Arc::make_mut(&mut keygen), purpose, reply, step);
             }
-            // The wall clock was set back: the deadline is a little further off than it was.
-            Work::Expire => {}
-            Work::Resume | Work::AnswerPolls | Work::Accept(..) => {}
+            Work::Expire | Work::Resume | Work::AnswerPolls | Work::Accept(..) => {}
         }
         Session::Keygen(keygen)
     }
@@ -618,7 +616,10 @@ fn registration_checked(
     outcome: Result<(), Refusal>,
     step: &mut Step,
 ) {
-    let Some(body) = keygen.checking.remove(&request) else { return };
+    // The session was forgotten and read again while the enclave was checking.
+    let Some(body) = keygen.checking.remove(&request) else {
+        return step.refuse(request, Code::StorageFailed);
+    };
     if let Err(refusal) = outcome {
         return step.refuse(request, refusal);
     }

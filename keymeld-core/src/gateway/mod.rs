@@ -52,7 +52,7 @@ pub const EXPIRIES_MAX: usize = 64;
 /// Open records that one page of the start-up brings.
 pub const RESUME_PAGE: u32 = 128;
 /// The most commands that one event yields.
-pub const COMMANDS_MAX: usize = 16_384;
+pub const COMMANDS_MAX: usize = 262_144;
 /// Attempts that may end in a refusal before a signing session fails.
 pub const ATTEMPTS_REFUSED_MAX: u32 = 8;
 /// The first pause before something that failed for a passing reason is tried again.
@@ -361,6 +361,7 @@ enum TimerKind {
 enum Timer {
     Session(TimerKind, SessionKey),
     Enclave(EnclaveId),
+    ResumePage,
 }
 
 /// The gateway machine.
@@ -377,6 +378,10 @@ pub struct Gateway {
     timers: BTreeSet<(u64, Timer)>,
     /// Sessions that wait for an enclave to come back.
     waiting: BTreeSet<SessionKey>,
+    /// Requests that wait for a change, and of which session.
+    polls: BTreeMap<RequestId, SessionKey>,
+    /// Where the page of open records begins that is being resumed.
+    resume_after: Option<RecordKey>,
     todo: VecDeque<(SessionKey, Work)>,
     last_token: u64,
     last_call: u64,
@@ -398,6 +403,8 @@ impl Gateway {
             calls: BTreeMap::new(),
             timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            polls: BTreeMap::new(),
+            resume_after: None,
             todo: VecDeque::new(),
             last_token: 0,
             last_call: 0,
@@ -414,10 +421,10 @@ impl Gateway {
         match event {
             Event::Started => self.started(),
             Event::Requested { request, call } => self.requested(now, request, call),
-            Event::Abandoned { request } => self.abandoned(request),
+            Event::Abandoned { request } => self.abandoned(now, request),
             Event::EnclaveFound { enclave_id } => self.enclave_found(enclave_id),
             Event::EnclaveLost { enclave_id } => self.enclave_lost(enclave_id),
-            Event::RotationAsked { enclave_id } => self.rotation_asked(enclave_id),
+            Event::RotationAsked { enclave_id } => self.rotation_asked(now, enclave_id),
             Event::Replied { call, body } => self.replied(now, call, Reply::decode(&body)),
             Event::CallFailed { call } => self.replied(now, call, Err(Code::EnclaveAway)),
             Event::Loaded { query, rows } => self.loaded(now, query, rows),
@@ -442,7 +449,9 @@ impl Gateway {
         let reason = match timer {
             Timer::Session(TimerKind::Expire, _) => DeadlineReason::SessionExpiry,
             Timer::Session(TimerKind::Poll, _) => DeadlineReason::LongPoll,
-            Timer::Session(TimerKind::Retry, _) | Timer::Enclave(_) => DeadlineReason::Retry,
+            Timer::Session(TimerKind::Retry, _) | Timer::Enclave(_) | Timer::ResumePage => {
+                DeadlineReason::Retry
+            }
         };
         Some(Deadline { mono_ms: *mono_ms, reason })
     }
@@ -456,7 +465,12 @@ impl Gateway {
         for enclave_id in self.config.enclaves.clone() {
             self.commands.push_back(Command::Load(Query::Record(record::enclave_key(enclave_id))));
         }
-        self.commands.push_back(Command::Load(Query::Open { after: None, count_max: RESUME_PAGE }));
+        self.load_page();
+    }
+
+    fn load_page(&mut self) {
+        let query = Query::Open { after: self.resume_after, count_max: RESUME_PAGE };
+        self.commands.push_back(Command::Load(query));
     }
 
     fn respond(&mut self, request: RequestId, response: Response) {
@@ -535,10 +549,13 @@ impl Gateway {
         spent.map_err(|code| problem::refused(&code.into()))
     }
 
-    fn abandoned(&mut self, request: RequestId) {
-        for entry in self.entries.values_mut() {
+    fn abandoned(&mut self, now: Time, request: RequestId) {
+        let Some(key) = self.polls.remove(&request) else { return };
+        if let Some(entry) = self.entries.get_mut(&key) {
             entry.waiters.retain(|waiter| waiter.request != request);
         }
+        self.set_poll_timer(key);
+        self.settle(now, key);
     }
 
     /// Gives work to a session, or to its queue.
@@ -741,6 +758,7 @@ impl Gateway {
             }
         }
         for waiter in entry.waiters {
+            self.polls.remove(&waiter.request);
             self.refuse(waiter.request, code);
         }
         for work in entry.queue {
@@ -753,7 +771,12 @@ impl Gateway {
 
     fn loaded(&mut self, now: Time, query: Query, rows: Result<Vec<Row>, LoadError>) {
         match query {
-            Query::Open { .. } => self.resume_page(rows.unwrap_or_default()),
+            Query::Open { .. } => match rows {
+                Ok(heads) => self.resume_page(&heads),
+                Err(LoadError) => {
+                    self.timers.insert((now.mono_ms + RETRY_MS_MAX, Timer::ResumePage));
+                }
+            },
             Query::Record(record) if record.family == Family::Enclave => {
                 self.rows_loaded(now, EnclaveId(record.id), rows);
             }
@@ -767,14 +790,13 @@ impl Gateway {
         }
     }
 
-    fn resume_page(&mut self, heads: Vec<Row>) {
-        let full = heads.len() == RESUME_PAGE as usize;
-        let last = heads.last().map(|row| row.key.record);
+    fn resume_page(&mut self, heads: &[Row]) {
         for key in heads.iter().filter_map(|row| SessionKey::of(row.key.record)) {
             self.todo.push_back((key, Work::Resume));
         }
-        if full {
-            self.commands.push_back(Command::Load(Query::Open { after: last, count_max: RESUME_PAGE }));
+        if heads.len() == RESUME_PAGE as usize {
+            self.resume_after = heads.last().map(|row| row.key.record);
+            self.load_page();
         }
     }
 
@@ -922,6 +944,7 @@ impl Gateway {
             self.timers.pop_first();
             match timer {
                 Timer::Enclave(enclave_id) => self.greet(enclave_id),
+                Timer::ResumePage => self.load_page(),
                 Timer::Session(kind, key) => {
                     if let Some(entry) = self.entries.get_mut(&key) {
                         entry.timers.remove(&kind);
@@ -950,6 +973,7 @@ impl Gateway {
         }
         let due_mono_ms = now.mono_ms + wait.wait_ms;
         entry.waiters.push(Waiter { request, due_mono_ms, until_ended: wait.until_ended });
+        self.polls.insert(request, key);
         self.set_poll_timer(key);
     }
 
@@ -980,6 +1004,7 @@ impl Gateway {
         entry.waiters = still_waiting;
         let now_answered: Vec<Waiter> = now_answered;
         for waiter in now_answered {
+            self.polls.remove(&waiter.request);
             self.respond(waiter.request, response.clone());
         }
         self.set_poll_timer(key);

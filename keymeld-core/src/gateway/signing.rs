@@ -241,13 +241,11 @@ impl Gateway {
             Work::Call(request, call) => self.signing_call(now, id, &mut signing, request, call, step),
             Work::Accept(request, _, _) => step.refuse(request, Code::Internal),
             Work::Answered(purpose, reply) => self.signing_answered(id, &mut signing, purpose, reply, step),
-            Work::Resume => self.start_run(now, id, &mut signing, step, entropy),
-            Work::Expire if !signing.is_ended() && now.unix_ms >= signing.deadline_unix_ms() => {
+            Work::Resume => self.start_run(id, &mut signing, step, entropy),
+            Work::Expire if !signing.is_ended() => {
                 signing.fail(id, Code::Expired.into(), None, step);
             }
-            // The wall clock was set back: the deadline is a little further off than it was.
-            Work::Expire => {}
-            Work::AnswerPolls | Work::Supply(_) => {}
+            Work::Expire | Work::AnswerPolls | Work::Supply(_) => {}
         }
         Session::Signing(signing)
     }
@@ -340,19 +338,9 @@ impl Gateway {
     }
 
     /// Starts a run where every approval that is known to be needed is there.
-    fn start_run(
-        &mut self,
-        now: Time,
-        id: SigningId,
-        signing: &mut Signing,
-        step: &mut Step,
-        entropy: &mut Entropy,
-    ) {
+    fn start_run(&mut self, id: SigningId, signing: &mut Signing, step: &mut Step, entropy: &mut Entropy) {
         if signing.is_ended() || signing.run.is_some() || !signing.awaited().is_empty() {
             return;
-        }
-        if now.unix_ms >= signing.deadline_unix_ms() {
-            return signing.fail(id, Code::Expired.into(), None, step);
         }
         let mut members = BTreeMap::new();
         let mut coordinators_key = None;
@@ -590,6 +578,10 @@ fn nonces_made(
     }
     member.nonces = Some(bundles);
     signing.move_to(CollectingNonces, step);
+    // An enclave that holds all signers has nobody to send nonces to.
+    if run.members.len() == 1 {
+        return Err(Code::BundleMismatch.into());
+    }
     if run.members.values().any(|member| member.nonces.is_none()) {
         return Ok(());
     }
