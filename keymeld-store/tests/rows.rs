@@ -14,7 +14,7 @@ fn rows_come_back_as_they_were_written_in_the_order_of_their_parts() {
     let bodies: [&[u8]; 4] = [b"", b"\0", &[0xff; 5_000], &[7; 300_000]];
     for family in [Family::Keygen, Family::Signing, Family::Enclave] {
         let key = RecordKey { family, id: [0xa5; 16] };
-        assert_eq!(load(&mut store, key), []);
+        assert!(load(&mut store, key).is_empty());
         let parts = [u32::MAX, 2, 0, 1];
         let writes = parts.iter().zip(bodies).map(|(&part, body)| write(key, part, 0, body)).collect();
         assert_eq!(commit(&mut store, writes), Ok(()));
@@ -25,7 +25,7 @@ fn rows_come_back_as_they_were_written_in_the_order_of_their_parts() {
             row(key, u32::MAX, 1, bodies[0]),
         ];
         assert_eq!(load(&mut store, key), expected);
-        assert_eq!(load(&mut store, RecordKey { family, id: [0xa6; 16] }), []);
+        assert!(load(&mut store, RecordKey { family, id: [0xa6; 16] }).is_empty());
     }
     store.close().unwrap();
     assert_eq!(load(&mut open(&path), RecordKey { family: Family::Signing, id: [0xa5; 16] }).len(), 4);
@@ -108,7 +108,7 @@ fn a_token_is_kept_whole_or_not_at_all_and_its_neighbours_do_not_notice() {
             assert_eq!(answers, [(Token(1), Ok(())), (Token(2), Err(reason)), (Token(3), Ok(()))]);
             assert_eq!(load(&mut store, good(1)).len(), 2);
             assert_eq!(load(&mut store, good(3)).len(), 1);
-            assert_eq!(load(&mut store, bad), []);
+            assert!(load(&mut store, bad).is_empty());
             assert_eq!(load(&mut store, old), [row(old, 0, 1, b"old")]);
         }
     }
@@ -118,7 +118,7 @@ fn a_token_is_kept_whole_or_not_at_all_and_its_neighbours_do_not_notice() {
 fn a_batch_without_a_good_token_and_an_empty_batch_are_answered() {
     let (_folder, path) = place();
     let mut store = open(&path);
-    assert_eq!(store.commit(&[]), []);
+    assert!(store.commit(&[]).is_empty());
     assert_eq!(commit(&mut store, vec![]), Err(PersistError::Failed));
     let missing = write(record(Family::Keygen, 1), 0, 4, b"");
     let batch = [persist(1, vec![missing.clone()]), persist(2, vec![missing])];
@@ -178,7 +178,7 @@ fn open_heads_are_paged_by_key_until_none_is_left() {
         }
         assert_eq!(seen, keys, "pages of {count_max}");
     }
-    assert_eq!(store.load(&Query::Open { after: None, count_max: 0 }).unwrap(), []);
+    assert!(store.load(&Query::Open { after: None, count_max: 0 }).unwrap().is_empty());
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn only_part_0_opens_and_closes_a_record() {
 
     let open_tail = Write { open: true, ..write(key, 1, 0, b"approval") };
     assert_eq!(commit(&mut store, vec![open_tail.clone()]), Ok(()));
-    assert_eq!(store.load(&all).unwrap(), []);
+    assert!(store.load(&all).unwrap().is_empty());
 
     assert_eq!(commit(&mut store, vec![open_head(key, 0)]), Ok(()));
     assert_eq!(store.load(&all).unwrap(), [row(key, 0, 1, b"head")]);
@@ -199,7 +199,7 @@ fn only_part_0_opens_and_closes_a_record() {
     assert_eq!(store.load(&all).unwrap().len(), 1, "a part's flag does not close the record");
 
     assert_eq!(commit(&mut store, vec![write(key, 0, 1, b"ended")]), Ok(()));
-    assert_eq!(store.load(&all).unwrap(), []);
+    assert!(store.load(&all).unwrap().is_empty());
     assert_eq!(load(&mut store, key), [row(key, 0, 2, b"ended"), row(key, 1, 2, b"other")]);
 
     assert_eq!(commit(&mut store, vec![open_head(key, 2)]), Ok(()));
