@@ -19,6 +19,7 @@ pub mod artifact;
 pub mod attestation;
 mod bounded;
 pub mod bytes;
+pub mod client;
 pub mod crypto;
 pub mod enclave;
 pub mod entropy;

@@ -25,6 +25,8 @@ pub enum DeadlineReason {
     MoreWork,
     /// A session has to end.
     SessionExpiry,
+    /// A client's job has taken as long as it may.
+    JobExpiry,
     /// A long poll has waited long enough.
     LongPoll,
     /// A call to an enclave is tried again.

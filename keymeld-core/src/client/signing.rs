@@ -1,0 +1,239 @@
+//! A client's part in a signing session: intents, reviews, approvals, verified signatures.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::exchange::{Exchange, Question, Signer, decode, unverified};
+use super::key::VerifiedKey;
+use super::keygen::refusal;
+use super::{Client, Done, Fault, Goal, Review, Turn};
+use crate::api::rest::{Failure, IntentResponse, ItemHint, SignRequest, SigningState, SigningStatus};
+use crate::artifact::VERSION;
+use crate::artifact::approval::{Approval, Withdrawal, WithdrawalKind};
+use crate::artifact::authority::VerifiedApprovals;
+use crate::artifact::intent::{Intent, Item, SealedIntent, VerifiedIntent};
+use crate::artifact::result::SigningResult;
+use crate::bytes::{Blob, Salt};
+use crate::crypto::derive::Purpose;
+use crate::crypto::seal::Context;
+use crate::entropy::Entropy;
+use crate::id::{SigningId, UserId};
+use crate::limits::INTENT_LIFETIME_DEFAULT_MS;
+use crate::refusal::Code;
+use crate::time::Time;
+
+/// The most bytes of a reason.
+const REASON_BYTES_MAX: usize = 1_024;
+
+impl Client {
+    /// Makes an intent, which is kept before it is sent: another one for the same payment would be another
+    /// payment.
+    pub(super) fn sign(
+        &self,
+        now: Time,
+        key: &VerifiedKey,
+        items: Vec<Item>,
+        expires_at: Option<u64>,
+        entropy: &mut Entropy,
+    ) -> Result<Turn, Fault> {
+        let roster = key.roster();
+        let signing_id = SigningId::random(entropy).map_err(Code::from)?;
+        let intent = Intent {
+            version: VERSION,
+            salt: Salt(entropy.bytes().map_err(Code::from)?),
+            keygen_id: self.membership.keygen_id,
+            manifest_hash: roster.manifest_hash(),
+            roster_hash: roster.roster_hash(),
+            signing_id,
+            requester: self.membership.user_id,
+            created_at: now.unix_ms,
+            expires_at: expires_at.unwrap_or_else(|| expiry(now, key)),
+            items,
+            psbts: Vec::new(),
+        };
+        let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
+        let sealed = intent.seal(&self.user_auth, &seal_key, entropy)?;
+        // Whatever an enclave would refuse is refused here.
+        let verified = VerifiedIntent::open(roster, signing_id, &seal_key, &sealed)?;
+        verified.check_time(now.unix_ms)?;
+        let hint = |item: &Item| ItemHint { item_id: item.item_id, subset: item.subset };
+        let request = SignRequest {
+            signing_id,
+            keygen_id: self.membership.keygen_id,
+            requester: self.membership.user_id,
+            intent: sealed.sealed,
+            intent_digest: sealed.digest,
+            expires_at: intent.expires_at,
+            items: intent.items.iter().map(hint).collect(),
+        };
+        let exchange = Box::new(submit(&request, verified));
+        Ok(Turn::Store(Box::new(request), exchange))
+    }
+
+    /// Sends a kept request again.
+    pub(super) fn submit_again(&self, key: &VerifiedKey, request: &SignRequest) -> Result<Turn, Fault> {
+        let sealed = SealedIntent { sealed: request.intent.clone(), digest: request.intent_digest };
+        let intent = self.open_intent(key, request.signing_id, &sealed)?;
+        Ok(Turn::ask(submit(request, intent)))
+    }
+
+    fn open_intent(
+        &self,
+        key: &VerifiedKey,
+        signing_id: SigningId,
+        sealed: &SealedIntent,
+    ) -> Result<VerifiedIntent, Code> {
+        let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
+        VerifiedIntent::open(key.roster(), signing_id, &seal_key, sealed)
+    }
+
+    pub(super) fn ask_for_signatures(&self, intent: Box<VerifiedIntent>) -> Turn {
+        let path = format!("signing/{}/status", intent.intent().signing_id);
+        Turn::ask(Exchange::get(Question::SigningStatus(intent), &path, Signer::User).until_ended())
+    }
+
+    pub(super) fn signing_shown(&self, intent: Box<VerifiedIntent>, body: &[u8]) -> Result<Turn, Fault> {
+        let shown: SigningStatus = decode(body)?;
+        match (shown.state, &shown.result, &shown.failure) {
+            (SigningState::Completed, Some(result), None) => {
+                let key = self.key.as_ref().ok_or(Code::WrongState)?;
+                let signing_id = intent.intent().signing_id;
+                let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
+                let outcomes =
+                    SigningResult::open(key.roster(), &intent, &seal_key, result).map_err(unverified)?;
+                Ok(Turn::Done(Done::Signed(signing_id, outcomes)))
+            }
+            (SigningState::Failed, None, Some(failure)) => {
+                Err(Fault::Ended(refusal(failure), self.reason(&intent, failure)))
+            }
+            (SigningState::Completed | SigningState::Failed, _, _) | (_, Some(_), _) | (_, _, Some(_)) => {
+                Err(unverified(Code::WrongState))
+            }
+            (
+                SigningState::CollectingParticipants
+                | SigningState::GeneratingNonces
+                | SigningState::CollectingNonces
+                | SigningState::AggregatingNonces
+                | SigningState::GeneratingPartialSignatures
+                | SigningState::CollectingPartialSignatures
+                | SigningState::FinalizingSignature,
+                None,
+                None,
+            ) => Ok(Turn::Again(Question::SigningStatus(intent))),
+        }
+    }
+
+    /// A decliner's or canceller's words. Whoever knows the session secret could have written them.
+    fn reason(&self, intent: &VerifiedIntent, failure: &Failure) -> Option<String> {
+        let user_id = *failure.culprits.first()?;
+        let signing_id = intent.intent().signing_id;
+        let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
+        let plaintext = seal_key.open(&self.reason_context(signing_id, user_id), failure.reason.as_ref()?);
+        String::from_utf8(plaintext.ok()?.to_vec()).ok()
+    }
+
+    fn reason_context(&self, signing_id: SigningId, user_id: UserId) -> Context {
+        Context::Reason { keygen_id: self.membership.keygen_id, signing_id, user_id }
+    }
+
+    pub(super) fn fetch_intent(&self, signing_id: SigningId) -> Turn {
+        let path = format!("signing/{signing_id}/intent");
+        Turn::ask(Exchange::get(Question::Intent(signing_id), &path, Signer::User))
+    }
+
+    pub(super) fn intent_shown(
+        &self,
+        now: Time,
+        goal: &Goal,
+        signing_id: SigningId,
+        body: &[u8],
+    ) -> Result<Turn, Fault> {
+        let shown: IntentResponse = decode(body)?;
+        let key = self.key.as_ref().ok_or(Code::WrongState)?;
+        let sealed = SealedIntent { sealed: shown.intent, digest: shown.intent_digest };
+        let intent = self.open_intent(key, signing_id, &sealed).map_err(unverified)?;
+        if matches!(goal, Goal::Signatures(_)) {
+            return Ok(self.ask_for_signatures(Box::new(intent)));
+        }
+        intent.check_time(now.unix_ms)?;
+        VerifiedApprovals::verify(key.roster(), &intent, &shown.approvals).map_err(unverified)?;
+        let approved = shown.approvals.iter().map(|approval| approval.user_id).collect();
+        Ok(Turn::Done(Done::Reviewed(Box::new(Review { intent, approved }))))
+    }
+
+    pub(super) fn approve(
+        &self,
+        now: Time,
+        key: &Arc<VerifiedKey>,
+        review: &Review,
+        blind: bool,
+        entropy: &mut Entropy,
+    ) -> Result<Turn, Fault> {
+        let intent = review.intent.intent();
+        if intent.roster_hash != key.roster().roster_hash() {
+            return Err(Code::RosterHashMismatch.into());
+        }
+        review.intent.check_time(now.unix_ms)?;
+        if !blind && intent.items.iter().any(|item| item.origin.is_none()) {
+            return Err(Code::BlindNotAllowed.into());
+        }
+        let Client { membership, user_auth, .. } = self;
+        let digest = review.intent.digest();
+        let approval =
+            Approval::sign(intent.signing_id, membership.user_id, digest, blind, user_auth, entropy)?;
+        let path = format!("signing/{}/approve", intent.signing_id);
+        Ok(Turn::ask(Exchange::post(Question::Approve, &path, Signer::User, &approval)))
+    }
+
+    pub(super) fn withdraw(
+        &self,
+        review: &Review,
+        reason: Option<String>,
+        entropy: &mut Entropy,
+    ) -> Result<Turn, Fault> {
+        let signing_id = review.intent.intent().signing_id;
+        let user_id = self.membership.user_id;
+        let kind = if review.intent.intent().requester == user_id {
+            WithdrawalKind::Cancel
+        } else {
+            WithdrawalKind::Decline
+        };
+        let reason = reason.map(|reason| self.seal_reason(signing_id, &reason, entropy)).transpose()?;
+        let digest = review.intent.digest();
+        let withdrawal =
+            Withdrawal::sign(kind, signing_id, user_id, digest, reason, &self.user_auth, entropy)?;
+        let (question, signer) = (Question::Withdraw, Signer::User);
+        Ok(Turn::ask(match kind {
+            WithdrawalKind::Cancel => {
+                Exchange::delete(question, &format!("signing/{signing_id}"), signer, &withdrawal)
+            }
+            WithdrawalKind::Decline => {
+                Exchange::post(question, &format!("signing/{signing_id}/decline"), signer, &withdrawal)
+            }
+        }))
+    }
+
+    fn seal_reason(&self, signing_id: SigningId, reason: &str, entropy: &mut Entropy) -> Result<Blob, Code> {
+        if reason.len() > REASON_BYTES_MAX {
+            return Err(Code::TooLarge);
+        }
+        let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
+        let context = self.reason_context(signing_id, self.membership.user_id);
+        Ok(seal_key.seal(&context, reason.as_bytes(), entropy)?)
+    }
+}
+
+fn submit(request: &SignRequest, intent: VerifiedIntent) -> Exchange {
+    Exchange::post(Question::Submit(Box::new(intent)), "signing", Signer::User, request)
+}
+
+/// An hour, or what registrations and the manifest leave of it.
+fn expiry(now: Time, key: &VerifiedKey) -> u64 {
+    let roster = key.roster();
+    let registrations = roster.records().iter().map(|record| record.rules.valid_until);
+    let ends = registrations.chain(roster.manifest().expires_at);
+    ends.fold(now.unix_ms.saturating_add(INTENT_LIFETIME_DEFAULT_MS), u64::min)
+}
