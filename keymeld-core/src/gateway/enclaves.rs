@@ -6,7 +6,8 @@
 use alloc::vec::Vec;
 
 use super::record::{self, enclave_key};
-use super::{CallOwner, Command, Gateway, Report, RequestId, Timer, TokenOwner};
+use super::timers::{Timer, TimerKind};
+use super::{CallOwner, Command, Gateway, Report, RequestId, TokenOwner};
 use crate::api::problem;
 use crate::api::rest::{AttestationResponse, EnclaveView, EnclavesResponse};
 use crate::bytes::{Hash, PublicKey};
@@ -198,7 +199,7 @@ impl Gateway {
             self.commands.push_back(Command::Report(Report::EnclaveReady(enclave_id)));
             // Timers, since a tick serves a bounded number of them.
             for key in core::mem::take(&mut self.waiting) {
-                self.set_timer(key, super::TimerKind::Retry, Some(now.mono_ms));
+                self.set_timer(key, TimerKind::Retry, Some(now.mono_ms));
             }
         }
     }

@@ -6,9 +6,11 @@ use alloc::vec::Vec;
 
 use super::record::{
     FailureRow, KeygenEnd, KeygenHead, KeygenInit, KeygenRows, PART_END, PART_REQUEST, Slot, head_row,
-    keygen_key, new_row, slot_part,
+    keygen_key, new_row,
 };
-use super::{Gateway, Member, Purpose, Report, RequestId, Session, SessionKey, Step, Work};
+use super::registration::registration_checked;
+use super::session::{Purpose, Session, SessionKey, Step, Work};
+use super::{Gateway, Member, Report, RequestId};
 use crate::api::problem;
 use crate::api::rest::{
     CertificateView, Failure, InitRequest, KeygenCompleted, KeygenState, KeygenStatus, RecordView,
@@ -19,17 +21,13 @@ use crate::bytes::{Blob, Hash, PublicKey, XOnlyKey};
 use crate::crypto::auth;
 use crate::id::{EnclaveId, KeygenId, SubsetId, UserId};
 use crate::limits::{
-    MANIFEST_BYTES_MAX, PARTICIPANTS_MAX, PARTICIPANTS_MIN, RECORD_BYTES_MAX, SUBSET_MEMBERS_SUM_MAX,
-    SUBSETS_MAX,
+    MANIFEST_BYTES_MAX, PARTICIPANTS_MAX, PARTICIPANTS_MIN, SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX,
 };
-use crate::link::message::{CheckRegistration, KeygenOpened, OpenKeygen, Reply, Request, UserBlob};
+use crate::link::message::{KeygenOpened, OpenKeygen, Reply, Request, UserBlob};
 use crate::record::Row;
 use crate::refusal::{Code, Refusal};
 use crate::strict::CborError;
 use crate::time::Time;
-
-/// Registrations of one session that may be with an enclave to be checked.
-const CHECKING_MAX: usize = 2 * PARTICIPANTS_MAX;
 
 /// Every legal change of state; a keygen that would make another one stops the gateway.
 const TRANSITIONS: [(KeygenState, KeygenState); 6] = [
@@ -44,9 +42,9 @@ const TRANSITIONS: [(KeygenState, KeygenState); 6] = [
 /// A keygen session in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Keygen {
-    rows: KeygenRows,
+    pub(super) rows: KeygenRows,
     /// Registrations that their enclave is checking.
-    checking: BTreeMap<RequestId, RegisterRequest>,
+    pub(super) checking: BTreeMap<RequestId, RegisterRequest>,
     /// Certificates so far, while enclaves open the session.
     opening: Option<BTreeMap<PublicKey, KeygenOpened>>,
 }
@@ -73,7 +71,7 @@ impl Keygen {
         Ok(Keygen { rows: KeygenRows::read(rows)?, checking: BTreeMap::new(), opening: None })
     }
 
-    fn state(&self) -> KeygenState {
+    pub(super) fn state(&self) -> KeygenState {
         self.rows.head.state
     }
 
@@ -150,7 +148,7 @@ impl Keygen {
         }))
     }
 
-    fn slots_response(&self, keygen_id: KeygenId) -> SlotsResponse {
+    pub(super) fn slots_response(&self, keygen_id: KeygenId) -> SlotsResponse {
         let slots = self.rows.head.slots.iter().zip(&self.rows.registrations).enumerate();
         SlotsResponse {
             keygen_id,
@@ -204,7 +202,7 @@ impl Keygen {
     }
 
     /// The head's row after a change of state.
-    fn write_head(&mut self, id: KeygenId, state: KeygenState, step: &mut Step) {
+    pub(super) fn write_head(&mut self, id: KeygenId, state: KeygenState, step: &mut Step) {
         self.move_to(state);
         let open = !self.is_ended();
         let head = self.rows.head.clone();
@@ -417,67 +415,6 @@ impl Gateway {
         }
     }
 
-    fn register(
-        &mut self,
-        id: KeygenId,
-        keygen: &mut Keygen,
-        slot: usize,
-        request: RequestId,
-        body: RegisterRequest,
-        step: &mut Step,
-    ) {
-        if let Some(held) = &keygen.rows.registrations[slot] {
-            return if *held == body {
-                step.respond(request, problem::ok(200, &keygen.slots_response(id)));
-            } else {
-                step.refuse(request, Code::SlotTaken);
-            };
-        }
-        let Some(init) = keygen.rows.init.as_ref() else {
-            return step.refuse(request, Code::WrongState);
-        };
-        if let Err(code) = self.check_registration(keygen, slot, &body) {
-            return step.refuse(request, code);
-        }
-        let check = CheckRegistration {
-            enclave_key: body.enclave_key,
-            keygen_id: id,
-            manifest_hash: init.manifest_hash,
-            manifest: init.manifest.clone(),
-            user_id: body.user_id,
-            envelope: body.envelope.clone(),
-            record: body.record.clone(),
-        };
-        let enclave_id = keygen.rows.head.slots[slot].enclave_id;
-        keygen.checking.insert(request, body);
-        let purpose = Purpose::CheckRegistration { slot, request };
-        step.send(enclave_id, purpose, Request::CheckRegistration(check));
-    }
-
-    fn check_registration(&self, keygen: &Keygen, slot: usize, body: &RegisterRequest) -> Result<(), Code> {
-        if keygen.state() != KeygenState::CollectingParticipants {
-            return Err(Code::WrongState);
-        }
-        if keygen.checking.len() >= CHECKING_MAX {
-            return Err(Code::TooMany);
-        }
-        crate::artifact::check_public_key(&body.enclave_key)?;
-        match self.enclave_of(&body.enclave_key) {
-            Some((enclave_id, _)) if enclave_id == keygen.rows.head.slots[slot].enclave_id => {}
-            Some(_) | None => return Err(Code::WrongEnclaveKey),
-        }
-        if !auth::is_x_only_key(&body.auth_key) {
-            return Err(Code::NotOnCurve);
-        }
-        let used = |(_, other): (usize, &RegisterRequest)| other.auth_key == body.auth_key;
-        if keygen.registrations().any(used) {
-            return Err(Code::DuplicateKey);
-        }
-        let too_large =
-            body.record.0.len() > 4 * RECORD_BYTES_MAX || body.envelope.0.len() > RECORD_BYTES_MAX;
-        if too_large { Err(Code::TooLarge) } else { Ok(()) }
-    }
-
     fn keygen_answered(
         &mut self,
         id: KeygenId,
@@ -606,43 +543,4 @@ fn check_init(keygen: &Keygen, init: &KeygenInit) -> Result<(), Code> {
     }
     let many = init.subsets.len() > SUBSETS_MAX || members_sum > SUBSET_MEMBERS_SUM_MAX;
     if many { Err(Code::BadSubset) } else { Ok(()) }
-}
-
-fn registration_checked(
-    id: KeygenId,
-    keygen: &mut Keygen,
-    slot: usize,
-    request: RequestId,
-    outcome: Result<(), Refusal>,
-    step: &mut Step,
-) {
-    // The session was forgotten and read again while the enclave was checking.
-    let Some(body) = keygen.checking.remove(&request) else {
-        return step.refuse(request, Code::StorageFailed);
-    };
-    if let Err(refusal) = outcome {
-        return step.refuse(request, refusal);
-    }
-    // While it was being checked another registration may have come first, or the time may have run out.
-    match &keygen.rows.registrations[slot] {
-        Some(held) if *held == body => {
-            return step.respond(request, problem::ok(200, &keygen.slots_response(id)));
-        }
-        Some(_) => return step.refuse(request, Code::SlotTaken),
-        None => {}
-    }
-    if keygen.state() != KeygenState::CollectingParticipants {
-        return step.refuse(request, Code::WrongState);
-    }
-    if keygen.registrations().any(|(_, other)| other.auth_key == body.auth_key) {
-        return step.refuse(request, Code::DuplicateKey);
-    }
-    step.writes.push(new_row(keygen_key(id), slot_part(slot), body.clone()));
-    keygen.rows.registrations[slot] = Some(body);
-    step.changed = true;
-    if keygen.rows.registrations.iter().all(Option::is_some) {
-        keygen.write_head(id, KeygenState::KeyGeneration, step);
-        step.again = true;
-    }
-    step.respond(request, problem::ok(201, &keygen.slots_response(id)));
 }
