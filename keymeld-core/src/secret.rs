@@ -1,8 +1,10 @@
-//! The one type that secrets live in.
+//! The types that secrets live in.
 //!
 //! **Invariant:** a [`Secret`] cannot be cloned, serialised or printed, is compared in constant time
 //! and is wiped when it is dropped (`secrets_show_nothing`, and the assertions below).
 
+use alloc::string::String;
+use alloc::sync::Arc;
 use core::fmt;
 
 use subtle::ConstantTimeEq;
@@ -49,7 +51,7 @@ impl<const N: usize> Secret<N> {
     }
 
     /// The lower-case hex of the secret, wiped on drop.
-    pub fn to_hex(&self) -> Zeroizing<alloc::string::String> {
+    pub fn to_hex(&self) -> Zeroizing<String> {
         Zeroizing::new(base16ct::lower::encode_string(self.0.as_slice()))
     }
 
@@ -70,6 +72,36 @@ impl<const N: usize> Eq for Secret<N> {}
 impl<const N: usize> fmt::Debug for Secret<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Secret<{N}>")
+    }
+}
+
+/// An operator's API token, as a caller sent it. Wiped with its last clone: clones share the one copy.
+#[derive(Clone)]
+pub struct ApiToken(Arc<Zeroizing<String>>);
+
+impl ApiToken {
+    /// Takes a token over.
+    pub fn new(token: String) -> ApiToken {
+        ApiToken(Arc::new(Zeroizing::new(token)))
+    }
+
+    /// The text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PartialEq for ApiToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for ApiToken {}
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiToken")
     }
 }
 
@@ -138,14 +170,24 @@ pub(crate) mod hex {
 mod tests {
     use alloc::format;
 
-    use super::Secret;
+    use super::{ApiToken, Secret};
 
+    static_assertions::assert_not_impl_any!(ApiToken: Copy, serde::Serialize, core::fmt::Display);
     static_assertions::assert_not_impl_any!(Secret<32>: Clone, Copy, serde::Serialize, core::fmt::Display, core::fmt::LowerHex);
 
     #[test]
     fn secrets_show_nothing() {
         let secret = Secret::copied_from(&[0xab; 32]);
         assert_eq!(format!("{secret:?} {secret:#?}"), "Secret<32> Secret<32>");
+    }
+
+    #[test]
+    fn tokens_show_nothing_and_compare_by_content() {
+        let token = ApiToken::new("a".into());
+        assert_eq!(format!("{token:?} {token:#?}"), "ApiToken ApiToken");
+        assert!(token == ApiToken::new("a".into()) && token != ApiToken::new("b".into()));
+        assert!(token != ApiToken::new("ab".into()) && token != ApiToken::new("".into()));
+        assert_eq!(token.clone().expose(), "a");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// The header that carries a caller's proof.
 pub const PROOF_HEADER: &str = "KeyMeld-Proof";
@@ -33,8 +34,8 @@ impl Method {
     }
 }
 
-/// A parsed request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A parsed request. Its Debug shows neither the Authorization header nor the body.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// The method.
     pub method: Method,
@@ -48,6 +49,20 @@ pub struct Request {
     pub authorization: Option<String>,
     /// The body; empty where there is none.
     pub body: Vec<u8>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Request { method, authority, target, proof, authorization, body } = self;
+        f.debug_struct("Request")
+            .field("method", method)
+            .field("authority", authority)
+            .field("target", target)
+            .field("proven", &proof.is_some())
+            .field("authorized", &authorization.is_some())
+            .field("body_bytes", &body.len())
+            .finish()
+    }
 }
 
 /// A response.

@@ -3,7 +3,6 @@
 //! It decodes bodies strictly and verifies proofs, so that neither costs the machine's thread any time.
 //! Whether the key may do it, and whether the proof is fresh, is the machine's to say.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use crate::bytes::Hash;
 use crate::id::{EnclaveId, KeygenId, SigningId};
 use crate::limits::BODY_BYTES_MAX;
 use crate::refusal::Code;
+use crate::secret::ApiToken;
 use crate::strict;
 
 /// What every path begins with.
@@ -33,7 +33,7 @@ pub enum Call {
         /// What.
         request: ReserveRequest,
         /// The operator's API token, where one came.
-        token: Option<String>,
+        token: Option<ApiToken>,
     },
     /// `POST keygen/{id}/init`
     Init {
@@ -286,9 +286,9 @@ impl Router<'_> {
         Subject { method: *method, authority, target, body }.verify(header)
     }
 
-    fn token(&self) -> Option<String> {
+    fn token(&self) -> Option<ApiToken> {
         let header = self.request.authorization.as_deref()?;
-        header.strip_prefix("Bearer ").map(String::from)
+        header.strip_prefix("Bearer ").map(|token| ApiToken::new(token.into()))
     }
 
     fn parameter(&self, name: &str) -> Option<&str> {

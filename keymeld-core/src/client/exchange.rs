@@ -153,7 +153,7 @@ impl Client {
         let request = Request {
             method: ask.method,
             proof,
-            authorization: bearer.map(|token| alloc::format!("Bearer {token}")),
+            authorization: bearer.map(|token| alloc::format!("Bearer {}", token.expose())),
             body: ask.body.clone(),
             authority,
             target,

@@ -32,7 +32,7 @@ use crate::entropy::Entropy;
 use crate::id::{EnclaveId, KeygenId, SigningId, UserId};
 use crate::record::Token;
 use crate::refusal::{Code, Refusal};
-use crate::secret::Secret;
+use crate::secret::{ApiToken, Secret};
 use crate::time::{Deadline, DeadlineReason, Time};
 use exchange::{Answer, Exchange, Question};
 use keygen::Attested;
@@ -56,7 +56,7 @@ pub struct Config {
     /// Which enclaves are trusted.
     pub policy: Policy,
     /// What the operator demands of those who reserve.
-    pub api_token: Option<String>,
+    pub api_token: Option<ApiToken>,
     /// When the newest epoch was born that this user has ever seen of an enclave: see [`Client::birth`].
     pub newest_births: BTreeMap<EnclaveId, u64>,
 }

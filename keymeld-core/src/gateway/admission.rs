@@ -14,6 +14,7 @@ use crate::api::rest::{HealthResponse, VersionResponse};
 use crate::api::router::{Call, Wait};
 use crate::bytes::XOnlyKey;
 use crate::refusal::Code;
+use crate::secret::ApiToken;
 use crate::time::Time;
 
 impl Gateway {
@@ -34,8 +35,8 @@ impl Gateway {
                 return self.respond(request, problem::ok(200, &health));
             }
             Call::Reserve { request: body, caller, token } => {
-                if let Err(response) = self.admit_reservation(now, caller, body.session_key, token.as_deref())
-                {
+                let token = token.as_ref().map(ApiToken::expose);
+                if let Err(response) = self.admit_reservation(now, caller, body.session_key, token) {
                     return self.respond(request, response);
                 }
                 SessionKey::Keygen(body.keygen_id)

@@ -23,6 +23,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 use crate::api::http::Response;
 use crate::api::problem;
@@ -63,8 +64,8 @@ pub const RETRY_MS_MIN: u64 = 100;
 /// The longest such pause.
 pub const RETRY_MS_MAX: u64 = 5_000;
 
-/// What an operator configures.
-#[derive(Clone, Debug)]
+/// What an operator configures. Its Debug shows of the token only whether there is one.
+#[derive(Clone)]
 pub struct Config {
     /// The enclaves, in the order that slots are dealt out.
     pub enclaves: Vec<EnclaveId>,
@@ -86,6 +87,18 @@ impl Config {
             keygen_timeout_default_ms: DAY_MS,
             keygen_timeout_max_ms: 30 * DAY_MS,
         }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { enclaves, api_token, keygen_timeout_default_ms, keygen_timeout_max_ms } = self;
+        f.debug_struct("Config")
+            .field("enclaves", enclaves)
+            .field("has_api_token", &api_token.is_some())
+            .field("keygen_timeout_default_ms", keygen_timeout_default_ms)
+            .field("keygen_timeout_max_ms", keygen_timeout_max_ms)
+            .finish()
     }
 }
 
