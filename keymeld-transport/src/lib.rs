@@ -1,4 +1,4 @@
-//! HTTP, link and NSM adapters of KeyMeld: blocking threads and sockets around the pure machines.
+//! HTTP, link, NSM and process adapters of KeyMeld: blocking threads and sockets around the pure machines.
 //!
 //! Each module is behind a feature of its own, so that a binary contains only what it uses.
 
@@ -8,3 +8,5 @@ pub mod http;
 pub mod link;
 #[cfg(feature = "nsm")]
 pub mod nsm;
+#[cfg(feature = "process")]
+pub mod process;
