@@ -1,0 +1,385 @@
+//! The gateway's settings.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keymeld_core::gateway;
+use keymeld_core::id::EnclaveId;
+use keymeld_transport::http::server::ServerLimits;
+use keymeld_transport::link::address::{Address, AddressError};
+use keymeld_transport::link::pool::PoolOptions;
+use keymeld_transport::process::log::LogSettings;
+use keymeld_transport::process::settings;
+use serde::Deserialize;
+
+use crate::{ENVIRONMENT_PREFIX, Error};
+
+/// The settings of a gateway, as its file and its environment name them. Unknown keys are refused.
+///
+/// ```toml
+/// listen = "127.0.0.1:8080"       # port 0: any that is free
+/// database = "/var/lib/keymeld/gateway.db"
+/// api_token_file = "/etc/keymeld/api-token"   # or api_token; without either anybody may reserve
+/// drain_ms = 5000
+/// exit_with_stdin = false
+///
+/// [[enclaves]]
+/// id = "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"
+/// address = "vsock:16:7000"       # or tcp:HOST:PORT, unix:PATH, uds:PATH:PORT
+///
+/// [keygen]
+/// timeout_default_ms = 86400000
+/// timeout_max_ms = 2592000000
+///
+/// [http]
+/// connections_max = 512
+///
+/// [link]
+/// connections = 2
+///
+/// [log]
+/// format = "text"                 # or json
+/// level = "info"
+/// ```
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The public address: plain HTTP, for a proxy with TLS in front.
+    pub listen: SocketAddr,
+    /// The database's file. Its folder has to exist.
+    pub database: PathBuf,
+    /// The size that the database may grow to, in pages of 4 KiB.
+    #[serde(default)]
+    pub database_pages_max: Option<u32>,
+    /// The enclaves, in the order in which slots are dealt out.
+    pub enclaves: Vec<EnclaveAddress>,
+    /// What reserving a keygen needs, as a bearer token.
+    #[serde(default)]
+    pub api_token: Option<ApiToken>,
+    /// A file that holds it instead; white space around it is not part of it.
+    #[serde(default)]
+    pub api_token_file: Option<PathBuf>,
+    /// How long requests under way may take when the gateway stops, in milliseconds.
+    #[serde(default = "drain_ms_default")]
+    pub drain_ms: u64,
+    /// Whether to stop when standard input is closed, for children of another program.
+    #[serde(default)]
+    pub exit_with_stdin: bool,
+    /// Limits of keygens.
+    #[serde(default)]
+    pub keygen: KeygenSettings,
+    /// Limits of the public listener.
+    #[serde(default)]
+    pub http: HttpSettings,
+    /// Limits of the links.
+    #[serde(default)]
+    pub link: LinkSettings,
+    /// The log.
+    #[serde(default)]
+    pub log: LogSettings,
+}
+
+/// Where an enclave is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnclaveAddress {
+    /// Its id; it has to say the same of itself.
+    pub id: EnclaveId,
+    /// Where it listens.
+    pub address: LinkAddress,
+}
+
+/// An [`Address`] in a settings file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LinkAddress(pub Address);
+
+impl TryFrom<String> for LinkAddress {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Self, AddressError> {
+        text.parse().map(LinkAddress)
+    }
+}
+
+/// An operator's token. Debug does not show it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct ApiToken(pub String);
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiToken")
+    }
+}
+
+/// The table `keygen`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeygenSettings {
+    /// How long a keygen may take where the coordinator does not say.
+    pub timeout_default_ms: u64,
+    /// How long it may take at most.
+    pub timeout_max_ms: u64,
+}
+
+impl Default for KeygenSettings {
+    fn default() -> Self {
+        let gateway::Config { keygen_timeout_default_ms, keygen_timeout_max_ms, .. } =
+            gateway::Config::new(Vec::new());
+        KeygenSettings {
+            timeout_default_ms: keygen_timeout_default_ms,
+            timeout_max_ms: keygen_timeout_max_ms,
+        }
+    }
+}
+
+/// The table `http`: see [`ServerLimits`] for each key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "named for the fields of ServerLimits")]
+pub struct HttpSettings {
+    pub header_bytes_max: usize,
+    pub headers_max: usize,
+    pub body_bytes_max: usize,
+    pub connections_max: usize,
+    pub request_time_ms: u64,
+    pub idle_ms: u64,
+    pub answer_ms: u64,
+    pub write_time_ms: u64,
+    pub linger_ms: u64,
+    pub parked_max: usize,
+    pub parked_per_address_max: usize,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        let limits = ServerLimits::default();
+        HttpSettings {
+            header_bytes_max: limits.header_bytes_max,
+            headers_max: limits.headers_max,
+            body_bytes_max: limits.body_bytes_max,
+            connections_max: limits.connections_max,
+            request_time_ms: limits.request_time_ms,
+            idle_ms: limits.idle_ms,
+            answer_ms: limits.answer_ms,
+            write_time_ms: limits.write_time_ms,
+            linger_ms: limits.linger_ms,
+            parked_max: limits.parked_max,
+            parked_per_address_max: limits.parked_per_address_max,
+        }
+    }
+}
+
+impl HttpSettings {
+    pub(crate) fn limits(&self) -> ServerLimits {
+        ServerLimits {
+            header_bytes_max: self.header_bytes_max,
+            headers_max: self.headers_max,
+            body_bytes_max: self.body_bytes_max,
+            connections_max: self.connections_max,
+            request_time_ms: self.request_time_ms,
+            idle_ms: self.idle_ms,
+            answer_ms: self.answer_ms,
+            write_time_ms: self.write_time_ms,
+            linger_ms: self.linger_ms,
+            parked_max: self.parked_max,
+            parked_per_address_max: self.parked_per_address_max,
+        }
+    }
+}
+
+/// The table `link`: see [`PoolOptions`] for each key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "named for the fields of PoolOptions")]
+pub struct LinkSettings {
+    pub connections: usize,
+    pub in_flight_per_connection_max: usize,
+    pub queued_bytes_max: usize,
+    pub request_ms: u64,
+    pub connect_ms: u64,
+    pub ping_interval_ms: u64,
+    pub ping_timeout_ms: u64,
+    pub backoff_min_ms: u64,
+    pub backoff_max_ms: u64,
+}
+
+impl Default for LinkSettings {
+    fn default() -> Self {
+        let options = PoolOptions::default();
+        LinkSettings {
+            connections: options.connections,
+            in_flight_per_connection_max: options.in_flight_per_connection_max,
+            queued_bytes_max: options.queued_bytes_max,
+            request_ms: options.request_ms,
+            connect_ms: options.connect_ms,
+            ping_interval_ms: options.ping_interval_ms,
+            ping_timeout_ms: options.ping_timeout_ms,
+            backoff_min_ms: options.backoff_min_ms,
+            backoff_max_ms: options.backoff_max_ms,
+        }
+    }
+}
+
+impl LinkSettings {
+    pub(crate) fn options(&self) -> PoolOptions {
+        PoolOptions {
+            connections: self.connections,
+            in_flight_per_connection_max: self.in_flight_per_connection_max,
+            queued_bytes_max: self.queued_bytes_max,
+            request_ms: self.request_ms,
+            connect_ms: self.connect_ms,
+            ping_interval_ms: self.ping_interval_ms,
+            ping_timeout_ms: self.ping_timeout_ms,
+            backoff_min_ms: self.backoff_min_ms,
+            backoff_max_ms: self.backoff_max_ms,
+        }
+    }
+}
+
+fn drain_ms_default() -> u64 {
+    5_000
+}
+
+impl Config {
+    /// Reads a file, if one is named, and this process's environment.
+    ///
+    /// # Errors
+    /// [`Error::Settings`], [`Error::Setting`], [`Error::TokenFile`].
+    pub fn load(file: Option<&Path>) -> Result<Config, Error> {
+        settings::load::<Config>(file, ENVIRONMENT_PREFIX)?.completed()
+    }
+
+    /// Reads a file's text and an environment.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_toml(
+        text: &str,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Config, Error> {
+        settings::parse::<Config>(text, ENVIRONMENT_PREFIX, environment)?.completed()
+    }
+
+    /// Checks what types do not say, and reads the token's file.
+    fn completed(mut self) -> Result<Config, Error> {
+        let bad = |key, reason| Err(Error::Setting { key, reason });
+        let ids: BTreeSet<EnclaveId> = self.enclaves.iter().map(|enclave| enclave.id).collect();
+        if ids.is_empty() {
+            return bad("enclaves", "there has to be one");
+        }
+        if ids.len() < self.enclaves.len() {
+            return bad("enclaves", "two have the same id");
+        }
+        if let Some(path) = &self.api_token_file {
+            if self.api_token.is_some() {
+                return bad("api_token_file", "api_token is set too");
+            }
+            let token = fs::read_to_string(path).map_err(Error::TokenFile)?;
+            self.api_token = Some(ApiToken(token.trim().to_owned()));
+        }
+        if self.api_token.as_ref().is_some_and(|ApiToken(token)| token.is_empty()) {
+            return bad("api_token", "an empty token protects nothing");
+        }
+        let KeygenSettings { timeout_default_ms, timeout_max_ms } = self.keygen;
+        if timeout_default_ms == 0 || timeout_default_ms > timeout_max_ms {
+            return bad("keygen.timeout_default_ms", "it lies between 1 and timeout_max_ms");
+        }
+        if self.http.connections_max == 0 {
+            return bad("http.connections_max", "there has to be one");
+        }
+        if self.link.connections == 0 || self.link.in_flight_per_connection_max == 0 {
+            return bad("link", "without connections or requests on them no enclave is reached");
+        }
+        Ok(self)
+    }
+
+    /// What the machine is made from.
+    pub(crate) fn machine(&self) -> gateway::Config {
+        gateway::Config {
+            enclaves: self.enclaves.iter().map(|enclave| enclave.id).collect(),
+            api_token: self.api_token.as_ref().map(|ApiToken(token)| token.clone()),
+            keygen_timeout_default_ms: self.keygen.timeout_default_ms,
+            keygen_timeout_max_ms: self.keygen.timeout_max_ms,
+        }
+    }
+
+    pub(crate) fn store_options(&self) -> keymeld_store::Options {
+        keymeld_store::Options { pages_max: self.database_pages_max, read_only: false }
+    }
+
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use keymeld_transport::link::pool::PoolOptions;
+
+    use super::{ApiToken, Config};
+    use crate::Error;
+
+    const TEXT: &str = "
+        listen = \"127.0.0.1:0\"
+        database = \"gateway.db\"
+        [[enclaves]]
+        id = \"5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47\"
+        address = \"vsock:16:7000\"
+        [link]
+        connections = 3";
+
+    fn read(environment: &[(&str, &str)]) -> Result<Config, Error> {
+        let pair = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
+        Config::from_toml(TEXT, environment.iter().map(pair))
+    }
+
+    #[test]
+    fn what_is_not_set_has_its_default() {
+        let config = read(&[]).expect("good");
+        assert_eq!(config.link.options(), PoolOptions { connections: 3, ..PoolOptions::default() });
+        assert_eq!(config.http.limits(), Default::default());
+        assert_eq!(config.machine().api_token, None);
+        assert!(!config.exit_with_stdin);
+    }
+
+    #[test]
+    fn the_environment_reaches_tables_and_lists() {
+        let enclaves = "[{ id = \"00000000-0000-0000-0000-000000000001\", address = \"unix:/a\" }]";
+        let config = read(&[
+            ("KEYMELD_GATEWAY_LISTEN", "[::1]:7"),
+            ("KEYMELD_GATEWAY_ENCLAVES", enclaves),
+            ("KEYMELD_GATEWAY_HTTP__PARKED_MAX", "5"),
+        ])
+        .expect("good");
+        assert_eq!(config.listen, "[::1]:7".parse().expect("an address"));
+        assert_eq!(config.enclaves[0].address.0.to_string(), "unix:/a");
+        assert_eq!(config.http.parked_max, 5);
+        assert!(matches!(read(&[("KEYMELD_GATEWAY_LISTN", "1")]), Err(Error::Settings(_))));
+    }
+
+    #[test]
+    fn a_token_comes_from_one_place_and_is_not_shown() {
+        let config = read(&[("KEYMELD_GATEWAY_API_TOKEN", "open sesame")]).expect("good");
+        assert_eq!(config.api_token, Some(ApiToken("open sesame".into())));
+        assert!(!format!("{config:?}").contains("sesame"));
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token");
+        std::fs::write(&path, "open sesame\n").expect("writes");
+        let file = ("KEYMELD_GATEWAY_API_TOKEN_FILE", path.to_str().expect("UTF-8"));
+        assert_eq!(read(&[file]).expect("good").api_token, Some(ApiToken("open sesame".into())));
+        let both = [file, ("KEYMELD_GATEWAY_API_TOKEN", "x")];
+        assert!(matches!(read(&both), Err(Error::Setting { key: "api_token_file", .. })));
+        let absent = [("KEYMELD_GATEWAY_API_TOKEN_FILE", "absent")];
+        assert!(matches!(read(&absent), Err(Error::TokenFile(_))));
+    }
+}
