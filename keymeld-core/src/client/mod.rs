@@ -86,6 +86,13 @@ pub enum Job {
     Join,
     /// Wait for the keygen to complete, and verify all of it.
     AwaitKey,
+    /// Ask for signatures, without waiting for them.
+    Request {
+        /// What to sign.
+        items: Vec<Item>,
+        /// Until when, milliseconds since 1970; `None` for an hour, or less where something ends before.
+        expires_at: Option<u64>,
+    },
     /// Have items signed, and verify the signatures.
     Sign {
         /// What.
@@ -135,6 +142,8 @@ pub enum Done {
     Joined,
     /// The keygen is completed and verified.
     Key(Arc<VerifiedKey>),
+    /// The request is durable at the gateway; approvers can read it.
+    Requested(SigningId),
     /// Every final signature that there is, verified, in the intent's order.
     Signed(SigningId, Vec<VerifiedOutcome>),
     /// To be decided about.
@@ -286,6 +295,7 @@ enum Goal {
     Init,
     Join,
     Key,
+    Request { items: Vec<Item>, expires_at: Option<u64> },
     Sign { items: Vec<Item>, expires_at: Option<u64> },
     Resume(Box<SignRequest>),
     Review(SigningId),
@@ -498,6 +508,7 @@ impl Client {
             Job::Init => Goal::Init,
             Job::Join => Goal::Join,
             Job::AwaitKey => Goal::Key,
+            Job::Request { items, expires_at } => Goal::Request { items, expires_at },
             Job::Sign { items, expires_at } => Goal::Sign { items, expires_at },
             Job::Resume(request) => Goal::Resume(Box::new(request)),
             Job::Review(signing_id) => Goal::Review(signing_id),
@@ -517,6 +528,7 @@ impl Client {
             Goal::Init => self.init(),
             Goal::Join => self.join_slot(),
             Goal::Key
+            | Goal::Request { .. }
             | Goal::Sign { .. }
             | Goal::Resume(_)
             | Goal::Review(_)
@@ -539,7 +551,7 @@ impl Client {
     ) -> Result<Turn, Fault> {
         match goal {
             Goal::Reserve | Goal::Init | Goal::Join | Goal::Key => Ok(Turn::Done(Done::Key(Arc::clone(key)))),
-            Goal::Sign { items, expires_at } => {
+            Goal::Request { items, expires_at } | Goal::Sign { items, expires_at } => {
                 self.sign(now, key, core::mem::take(items), *expires_at, entropy)
             }
             Goal::Resume(request) => self.submit_again(key, request),
@@ -666,6 +678,9 @@ impl Client {
                 }
             },
             Question::Intent(signing_id) => self.intent_shown(now, goal, signing_id, body),
+            Question::Submit(intent) if matches!(goal, Goal::Request { .. }) => {
+                Ok(Turn::Done(Done::Requested(intent.intent().signing_id)))
+            }
             Question::Submit(intent) => Ok(self.ask_for_signatures(intent)),
             Question::SigningStatus(intent) => self.signing_shown(intent, body),
             Question::Approve => Ok(Turn::Done(Done::Approved)),
