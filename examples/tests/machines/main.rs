@@ -1,0 +1,6 @@
+//! The three machines in one thread, on a real SQLite file where it matters: crashes, what a host sees, what a
+//! hostile gateway can tell a client.
+
+mod host_sees_ciphertext;
+mod killed_at_each_commit;
+mod story;
