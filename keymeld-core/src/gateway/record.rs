@@ -240,3 +240,6 @@ impl SigningRows {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
