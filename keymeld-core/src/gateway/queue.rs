@@ -215,13 +215,14 @@ impl Gateway {
     /// Forgets a session that has nothing left to do.
     pub(super) fn settle(&mut self, now: Time, key: SessionKey) {
         let Some(entry) = self.entries.get(&key) else { return };
-        let idle = entry.token.is_none() && entry.queue.is_empty() && entry.waiters.is_empty();
-        let pending = self.todo.iter().any(|(other, _)| *other == key);
+        let durable = entry.token.is_none();
+        let idle = durable && entry.queue.is_empty() && entry.waiters.is_empty();
         let over = match &entry.session {
             Session::Loading => false,
             Session::Absent => true,
             Session::Keygen(keygen) => {
-                if keygen.is_completed()
+                if durable
+                    && keygen.is_completed()
                     && let SessionKey::Keygen(id) = key
                 {
                     self.completed.insert(id, 1, Arc::clone(keygen));
@@ -230,7 +231,7 @@ impl Gateway {
             }
             Session::Signing(signing) => signing.is_ended(),
         };
-        if idle && over && !pending {
+        if idle && over && !self.todo.iter().any(|(other, _)| *other == key) {
             self.clear_timers(key);
             self.waiting.remove(&key);
             self.entries.remove(&key);
