@@ -11,7 +11,7 @@ use std::time::Duration;
 use keymeld_core::gateway;
 use keymeld_core::id::EnclaveId;
 use keymeld_transport::http::server::ServerLimits;
-use keymeld_transport::link::address::{Address, AddressError};
+use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::PoolOptions;
 use keymeld_transport::process::log::LogSettings;
 use keymeld_transport::process::settings;
@@ -91,20 +91,7 @@ pub struct EnclaveAddress {
     /// Its id; it has to say the same of itself.
     pub id: EnclaveId,
     /// Where it listens.
-    pub address: LinkAddress,
-}
-
-/// An [`Address`] in a settings file.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct LinkAddress(pub Address);
-
-impl TryFrom<String> for LinkAddress {
-    type Error = AddressError;
-
-    fn try_from(text: String) -> Result<Self, AddressError> {
-        text.parse().map(LinkAddress)
-    }
+    pub address: Address,
 }
 
 /// An operator's token. Debug does not show it.
@@ -361,7 +348,7 @@ mod tests {
         ])
         .expect("good");
         assert_eq!(config.listen, "[::1]:7".parse().expect("an address"));
-        assert_eq!(config.enclaves[0].address.0.to_string(), "unix:/a");
+        assert_eq!(config.enclaves[0].address.to_string(), "unix:/a");
         assert_eq!(config.http.parked_max, 5);
         assert!(matches!(read(&[("KEYMELD_GATEWAY_LISTN", "1")]), Err(Error::Settings(_))));
     }

@@ -26,7 +26,7 @@ const BATCH_MAX: usize = GROUP_TOKENS_MAX;
 #[derive(Debug)]
 pub(crate) enum Inbound {
     /// A request that the router understood, parked already where it may wait long.
-    Request(Call, Responder),
+    Request(Box<Call>, Responder),
     /// Something happened on the link to an enclave.
     Link(EnclaveId, LinkEvent),
     /// The listener is about to close: answer who waits, let nobody wait any more.
@@ -140,7 +140,7 @@ impl Core {
 
     fn take(&mut self, inbound: Inbound) -> Flow {
         match inbound {
-            Inbound::Request(call, responder) => self.requested(call, responder),
+            Inbound::Request(call, responder) => self.requested(*call, responder),
             Inbound::Link(enclave_id, event) => self.handle(match event {
                 LinkEvent::Up => Event::EnclaveFound { enclave_id },
                 LinkEvent::Down => Event::EnclaveLost { enclave_id },

@@ -33,6 +33,7 @@ use keymeld_core::gateway::Gateway;
 use keymeld_core::id::EnclaveId;
 use keymeld_store::{OpenError, Store};
 use keymeld_transport::http::server::{Server, Service};
+use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::Pool;
 use keymeld_transport::process::log;
 use keymeld_transport::process::settings::SettingsError;
@@ -41,7 +42,7 @@ use keymeld_transport::process::{EndsWithThread, announce};
 
 use crate::core::{Core, Inbound};
 
-pub use config::{ApiToken, Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkAddress, LinkSettings};
+pub use config::{ApiToken, Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings};
 
 /// What the names of environment variables begin with.
 pub const ENVIRONMENT_PREFIX: &str = "KEYMELD_GATEWAY_";
@@ -161,7 +162,7 @@ impl Drop for Running {
 fn pool(
     config: &Config,
     enclave_id: EnclaveId,
-    address: &LinkAddress,
+    address: &Address,
     inbox: &Sender<Inbound>,
 ) -> io::Result<Pool> {
     let inbox = inbox.clone();
@@ -169,7 +170,7 @@ fn pool(
         // Nobody listens any more where the gateway ends.
         let _ = inbox.send(Inbound::Link(enclave_id, event));
     });
-    Pool::start(address.0.clone(), config.link.options(), events)
+    Pool::start(address.clone(), config.link.options(), events)
 }
 
 /// What the listener's threads do: read the request, check its proof, park it where it may wait long.
@@ -179,7 +180,7 @@ fn service(inbox: Sender<Inbound>) -> Service {
             let responder = if call.is_long_poll() { responder.park() } else { Some(responder) };
             if let Some(responder) = responder {
                 // A responder that comes back in an error answers by being dropped.
-                let _ = inbox.send(Inbound::Request(call, responder));
+                let _ = inbox.send(Inbound::Request(Box::new(call), responder));
             }
         }
         Err(code) => {

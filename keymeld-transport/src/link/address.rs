@@ -9,6 +9,7 @@ pub const VSOCK_CID_ANY: u32 = u32::MAX;
 
 /// The address of a link.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "process", derive(serde::Deserialize), serde(try_from = "String"))]
 pub enum Address {
     /// `tcp:HOST:PORT`, for development. An IPv6 address stands in brackets.
     Tcp {
@@ -94,6 +95,14 @@ impl FromStr for Address {
             }
             _ => Err(AddressError::UnknownForm),
         }
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Self, AddressError> {
+        text.parse()
     }
 }
 

@@ -121,6 +121,17 @@ impl LinkServer {
         &self.address
     }
 
+    /// Takes no new connection and waits until every request that came has its reply written, at most for
+    /// `timeout`, and says whether that was so. [`shutdown`](Self::shutdown) is to follow.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut peers = self.shared.lock();
+        peers.draining = true;
+        let open: Vec<Arc<Peer>> = peers.by_id.values().cloned().collect();
+        drop(peers);
+        open.iter().all(|peer| peer.wait_answered(deadline))
+    }
+
     /// Closes the listener and every connection, and joins the threads. A vsock listener's thread stays
     /// in its accept, refuses the next peer and ends then.
     pub fn shutdown(mut self) {
@@ -175,6 +186,8 @@ impl Shared {
 
 #[derive(Default)]
 struct Peers {
+    /// New connections are turned away.
+    draining: bool,
     closing: bool,
     next_id: u64,
     threads: usize,
@@ -197,7 +210,7 @@ struct Peer {
     stream: Arc<Stream>,
     queued_bytes_max: usize,
     state: Mutex<PeerState>,
-    /// Wakes the reader at the cap of requests in flight.
+    /// Wakes the reader at the cap of requests in flight, and whoever waits for the last of them.
     room: Condvar,
     /// Wakes the writer.
     writable: Condvar,
@@ -234,7 +247,14 @@ impl Peer {
 
     fn leave(&self, count: usize) {
         self.lock().in_flight -= count;
-        self.room.notify_one();
+        self.room.notify_all();
+    }
+
+    /// Waits until nothing is in flight; false where the time ran out.
+    fn wait_answered(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let busy = |state: &mut PeerState| !state.closed && state.in_flight > 0;
+        !self.room.wait_timeout_while(self.lock(), left, busy).expect(HELD).1.timed_out()
     }
 
     /// Puts an answer on the queue, whose place in flight is given up when it is written.
@@ -335,6 +355,9 @@ fn accept(shared: &Arc<Shared>, acceptor: &Acceptor) {
 
 fn admit(shared: &Arc<Shared>, stream: Arc<Stream>) {
     let mut peers = shared.lock();
+    if peers.draining {
+        return;
+    }
     while peers.by_id.len() >= shared.limits.connections_max.max(1) {
         peers.evict();
     }
@@ -447,7 +470,7 @@ fn write(seat: &Seat) {
         state = peer.lock();
         state.queued_bytes -= batch.len();
         state.in_flight -= frames;
-        peer.room.notify_one();
+        peer.room.notify_all();
     }
 }
 
