@@ -168,13 +168,13 @@ mod tests {
     #[test]
     fn the_file_is_private_made_once_and_never_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join(KEYRING_FILE);
+        let (directory, path) = (folder.path(), folder.path().join(KEYRING_FILE));
         thread::scope(|scope| {
             for seed in 0..8 {
-                scope.spawn(move || DevKeyring::load_or_create(folder.path(), test_entropy(seed)).map(drop));
+                scope.spawn(move || DevKeyring::load_or_create(directory, test_entropy(seed)).map(drop));
             }
         });
-        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+        assert_eq!(fs::read_dir(directory).expect("a folder").count(), 1);
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
         for damaged in ["", "00", &"0A".repeat(32)] {
             fs::write(&path, damaged).expect("writes");
