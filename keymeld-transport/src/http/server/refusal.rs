@@ -1,6 +1,9 @@
 //! What the listener itself refuses, before or instead of the service.
 
 use keymeld_core::api::http::Response;
+use keymeld_core::api::problem::{PROBLEM_JSON, Problem};
+use keymeld_core::refusal::Code;
+use keymeld_core::strict;
 
 /// Why the listener refused. Each has a stable code and closes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,30 +73,45 @@ impl Refusal {
         Refusal::VersionNotSupported,
     ];
 
-    /// The status, the stable code and the title.
+    /// The status, the stable code and the title: the API's own where it has a code for it.
     fn row(self) -> (u16, &'static str, &'static str) {
+        let of = |code: Code| (code.status(), code.name(), code.advice());
         match self {
-            Refusal::MalformedRequest => (400, "malformed_request", "The request cannot be read"),
-            Refusal::AmbiguousFraming => (400, "ambiguous_framing", "The request's end is ambiguous"),
-            Refusal::BadHost => (400, "bad_host", "Exactly one Host header is needed"),
-            Refusal::BadHeader => (400, "bad_header", "A header is repeated or unreadable"),
-            Refusal::BadTarget => (400, "bad_target", "The target must be an absolute path"),
-            Refusal::UnexpectedBody => (400, "unexpected_body", "A GET has no body"),
-            Refusal::MethodNotAllowed => (405, "method_not_allowed", "The method is not known"),
-            Refusal::RequestTimedOut => (408, "request_timed_out", "The request did not arrive in time"),
-            Refusal::LengthRequired => (411, "length_required", "A POST needs a Content-Length"),
-            Refusal::BodyTooLarge => (413, "body_too_large", "The body is too large"),
-            Refusal::ExpectationFailed => (417, "expectation_failed", "The expectation is not known"),
-            Refusal::TooManyParked => (429, "too_many_waiting", "Too many requests are waiting"),
-            Refusal::HeadTooLarge => (431, "head_too_large", "The request line and headers are too large"),
-            Refusal::TooManyHeaders => (431, "too_many_headers", "There are too many headers"),
-            Refusal::Unanswered => (500, "unanswered", "The request was not answered"),
-            Refusal::TransferEncoding => {
-                (501, "transfer_encoding_not_supported", "Transfer-Encoding is not supported")
+            Refusal::MalformedRequest => of(Code::Malformed),
+            Refusal::AmbiguousFraming => {
+                (400, "ambiguous-framing", "The request's end can be read in more than one way.")
             }
-            Refusal::TooManyConnections => (503, "too_many_connections", "Every connection is busy"),
-            Refusal::AnswerTimedOut => (503, "answer_timed_out", "The request was not answered in time"),
-            Refusal::VersionNotSupported => (505, "version_not_supported", "Only HTTP/1.1 and HTTP/1.0"),
+            Refusal::BadHost => (400, "bad-host", "Not exactly one Host header with an authority."),
+            Refusal::BadHeader => {
+                (400, "bad-header", "A header that carries authority is repeated or unreadable.")
+            }
+            Refusal::BadTarget => (400, "bad-target", "The target is not an absolute path in visible ASCII."),
+            Refusal::UnexpectedBody => (400, "unexpected-body", "A GET with a body. Send none."),
+            Refusal::MethodNotAllowed => of(Code::MethodNotAllowed),
+            Refusal::RequestTimedOut => (408, "request-timed-out", "The request did not arrive in time."),
+            Refusal::LengthRequired => (411, "length-required", "A POST without a Content-Length. Add it."),
+            Refusal::BodyTooLarge => of(Code::TooLarge),
+            Refusal::ExpectationFailed => {
+                (417, "expectation-failed", "An expectation other than 100-continue.")
+            }
+            Refusal::TooManyParked => of(Code::TooMany),
+            Refusal::HeadTooLarge => (431, "head-too-large", "Request line and headers are too large."),
+            Refusal::TooManyHeaders => (431, "too-many-headers", "More headers than allowed. Send fewer."),
+            Refusal::Unanswered => {
+                (500, "unanswered", "The request was not answered; it may have been done.")
+            }
+            Refusal::TransferEncoding => {
+                (501, "transfer-encoding", "Transfer-Encoding is not supported. Send a Content-Length.")
+            }
+            Refusal::TooManyConnections => {
+                (503, "too-many-connections", "Every connection is busy. Try again.")
+            }
+            Refusal::AnswerTimedOut => (
+                503,
+                "answer-timed-out",
+                "The request was not answered in time. Try again; it may have been done.",
+            ),
+            Refusal::VersionNotSupported => (505, "version-not-supported", "Neither HTTP/1.1 nor HTTP/1.0."),
         }
     }
 
@@ -107,20 +125,24 @@ impl Refusal {
         self.row().1
     }
 
-    /// The RFC 9457 problem: `type`, `title`, `status` and `code`.
+    /// The problem, in the API's one shape.
     pub fn response(self) -> Response {
         let (status, code, title) = self.row();
         let again =
             matches!(self, Refusal::TooManyParked | Refusal::TooManyConnections | Refusal::AnswerTimedOut);
+        let problem = Problem {
+            kind: format!("urn:keymeld:problem:{code}"),
+            title: title.to_owned(),
+            status,
+            code: code.to_owned(),
+            culprits: Vec::new(),
+            now: None,
+        };
         Response {
             status,
-            content_type: "application/problem+json",
+            content_type: PROBLEM_JSON,
             retry_after_s: again.then_some(1),
-            // No title holds a character that JSON would escape.
-            body: format!(
-                "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{status},\"code\":\"{code}\"}}"
-            )
-            .into_bytes(),
+            body: strict::to_json(&problem),
         }
     }
 }
@@ -129,16 +151,29 @@ impl Refusal {
 mod tests {
     use std::collections::BTreeSet;
 
+    use keymeld_core::api::problem::{self, Problem};
+    use keymeld_core::refusal::Code;
+    use keymeld_core::strict;
+
     use super::Refusal;
 
     #[test]
-    fn codes_are_unique_and_need_no_escaping() {
-        let codes: BTreeSet<_> = Refusal::ALL.iter().map(|refusal| refusal.code()).collect();
-        assert_eq!(codes.len(), Refusal::ALL.len());
+    fn every_refusal_is_a_problem_with_a_code_of_its_own() {
+        let mut codes = BTreeSet::new();
         for refusal in Refusal::ALL {
-            let body = String::from_utf8(refusal.response().body).unwrap();
-            assert_eq!(body.matches('"').count(), 14, "{body}");
-            assert!(!body.contains('\\'), "{body}");
+            let problem: Problem = strict::from_json(&refusal.response().body, 1_000).expect("a problem");
+            assert_eq!(problem.kind, format!("urn:keymeld:problem:{}", refusal.code()));
+            assert_eq!((problem.status, problem.code.as_str()), (refusal.status(), refusal.code()));
+            assert!(codes.insert(problem.code), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn codes_of_the_api_mean_the_same_here() {
+        for refusal in Refusal::ALL {
+            if let Some(code) = Code::from_name(refusal.code()) {
+                assert_eq!(refusal.response().body, problem::refused(&code.into()).body);
+            }
         }
     }
 }
