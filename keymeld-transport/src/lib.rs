@@ -2,6 +2,9 @@
 //!
 //! Each module is behind a feature of its own, so that a binary contains only what it uses.
 
+#[cfg(feature = "http-client")]
+pub mod client;
+pub mod clock;
 #[cfg(any(feature = "http-server", feature = "http-client"))]
 pub mod http;
 #[cfg(feature = "link")]
