@@ -134,6 +134,13 @@ fn golden_roster_and_certificates() {
             .seal(&enclave_identity(index), &sample.session_seal(), &mut test_entropy(seed))
             .expect("small");
         check_hex(&format!("certificate_{index}"), &sealed.0);
+        let context = Context::Certificate {
+            keygen_id: KEYGEN_ID,
+            roster_hash: roster.roster_hash(),
+            enclave_key: enclave.enclave_key,
+        };
+        let signed = sample.session_seal().open(&context, &sealed).expect("of this session");
+        check_json(&format!("certificate_{index}_signed"), &signed);
         assert_eq!(Certificate::open(&roster, enclave, &sample.session_seal(), &sealed), Ok(certificate));
         let other = sample.enclaves[usize::from(1 - index)];
         assert_eq!(

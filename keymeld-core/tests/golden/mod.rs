@@ -15,6 +15,7 @@
 
 use std::path::PathBuf;
 use std::string::{String, ToString};
+use std::vec::Vec;
 use std::{env, format, fs, panic};
 
 /// Compares JSON with its file.
@@ -34,6 +35,16 @@ pub(crate) fn check_text(name: &str, text: &str) {
     check(&format!("{name}.txt"), text.to_string());
 }
 
+/// The JSON of a golden file.
+///
+/// # Panics
+/// Where there is none.
+pub(crate) fn json(name: &str) -> Vec<u8> {
+    let path = path(&format!("{name}.json"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.strip_suffix('\n').expect("written by check").into()
+}
+
 /// Compares bytes with their file.
 ///
 /// # Panics
@@ -43,7 +54,7 @@ pub(crate) fn check_hex(name: &str, bytes: &[u8]) {
 }
 
 fn check(file: &str, made: String) {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", file].iter().collect();
+    let path = path(file);
     let made = made + "\n";
     if env::var("KEYMELD_GOLDEN").is_ok_and(|value| value == "write") {
         fs::write(&path, made).expect("the folder is writable");
@@ -51,4 +62,8 @@ fn check(file: &str, made: String) {
     }
     let golden = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert_eq!(made, golden, "{file}: the format has changed; tests/golden/mod.rs says how to accept that");
+}
+
+fn path(file: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", file].iter().collect()
 }
