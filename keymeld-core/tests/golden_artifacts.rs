@@ -253,6 +253,8 @@ fn golden_result() {
     let sealed =
         result.seal(&enclave_identity(0), &sample.signing_seal(), &mut test_entropy(40)).expect("small");
     check_hex("result", &sealed.0);
+    let context = Context::Result { keygen_id: KEYGEN_ID, signing_id: SIGNING_ID, digest: intent.digest() };
+    check_json("result_signed", &sample.signing_seal().open(&context, &sealed).expect("of this session"));
     let outcomes = SigningResult::open(&roster, &intent, &sample.signing_seal(), &sealed).expect("valid");
     assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
     let refusal = outcomes[2].as_ref().expect_err("an error");
