@@ -24,8 +24,8 @@ pub const RECORD_BYTES_MAX: usize = 16 * 1024;
 pub const CERTIFICATE_BYTES_MAX: usize = 32 * 1024;
 /// Bytes of an intent's body.
 pub const INTENT_BYTES_MAX: usize = 512 * 1024;
-/// Bytes of a result's body.
-pub const RESULT_BYTES_MAX: usize = 512 * 1024;
+/// Bytes of a result's body. [`ITEMS_MAX`] failures that name [`SHARES_MAX`] culprits fit.
+pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of the plaintext of an envelope.
 pub const ENVELOPE_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of any sealed blob.

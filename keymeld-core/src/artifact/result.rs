@@ -108,6 +108,9 @@ impl SigningResult {
     /// [`Code::EntropyFailed`], [`Code::TooLarge`].
     pub fn seal(&self, identity: &AuthKey, seal_key: &SealKey, entropy: &mut Entropy) -> Result<Blob, Code> {
         let body = strict::to_json(self);
+        if body.len() > RESULT_BYTES_MAX {
+            return Err(Code::TooLarge);
+        }
         let signature = identity.sign(Tag::Result, &[&body], entropy)?;
         let signed = Signed { body: Blob(body), signatures: IdentitySignature { identity: signature } };
         let context = SigningResult::context(self.keygen_id, self.signing_id, self.intent_digest);
