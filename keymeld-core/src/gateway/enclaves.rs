@@ -73,6 +73,12 @@ impl Gateway {
         })
     }
 
+    /// The same, where the enclave can be asked something.
+    pub(super) fn ready_enclave_of(&self, key: &PublicKey) -> Option<(EnclaveId, u32)> {
+        let found = self.enclave_of(key)?;
+        self.members.get(&found.0).is_some_and(Member::is_ready).then_some(found)
+    }
+
     pub(super) fn rows_loaded(
         &mut self,
         now: Time,
@@ -80,6 +86,10 @@ impl Gateway {
         rows: Result<Vec<Row>, LoadError>,
     ) {
         let Some(member) = self.members.get_mut(&enclave_id) else { return };
+        // Two loads may be under way; the later one must not undo what was stored since the first.
+        if member.rows.is_some() {
+            return;
+        }
         let read = |row: &Row| record::decode::<IdentityRow>(&row.body).ok();
         let rows = rows.ok().and_then(|rows| rows.iter().map(read).collect::<Option<Vec<_>>>());
         match rows {
@@ -110,12 +120,17 @@ impl Gateway {
                 member.stage = Stage::Away;
             }
         }
+        // What the old process said must not be taken for what the next one says.
+        self.calls.retain(|_, owner| !matches!(owner, CallOwner::Fleet(other) if *other == enclave_id));
     }
 
     pub(super) fn rotation_asked(&mut self, now: Time, enclave_id: EnclaveId) {
         if let Some(member) = self.members.get_mut(&enclave_id) {
             member.rotate = true;
-            self.next_identity(now, enclave_id, Vec::new());
+            // Otherwise its turn comes when all identities are opened.
+            if member.is_ready() {
+                self.next_identity(now, enclave_id, Vec::new());
+            }
         }
     }
 

@@ -457,13 +457,14 @@ impl Gateway {
         if keygen.opening.is_some() {
             return;
         }
+        let keys = keygen.enclave_keys();
+        let members = keys.iter().map(|key| Some((*key, self.ready_enclave_of(key)?.0)));
+        let Some(members) = members.collect::<Option<Vec<_>>>() else {
+            step.retry = true;
+            return;
+        };
         keygen.opening = Some(BTreeMap::new());
-        for enclave_key in keygen.enclave_keys() {
-            let Some((enclave_id, _)) = self.enclave_of(&enclave_key) else {
-                keygen.opening = None;
-                step.retry = true;
-                return;
-            };
+        for (enclave_key, enclave_id) in members {
             if let Some(request) = keygen.open_request(id, enclave_key) {
                 step.send(enclave_id, Purpose::OpenForKeygen { enclave_key }, request);
             }

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::keygen::Keygen;
-use super::session::{Session, SessionKey, Work};
+use super::session::{Entry, Session, SessionKey, Work};
 use super::signing::Signing;
 use super::timers::Timer;
 use super::{Command, Gateway, RESUME_PAGE, RETRY_MS_MAX, Report, record};
@@ -40,6 +40,11 @@ impl Gateway {
             }
             Query::Record(record) => {
                 let Some(key) = SessionKey::of(record) else { return };
+                let is_awaited =
+                    |entry: &Entry| matches!(entry.session, Session::Loading) && entry.rows.is_none();
+                if !self.entries.get(&key).is_some_and(is_awaited) {
+                    return;
+                }
                 match rows {
                     Ok(rows) => self.session_loaded(now, key, &rows),
                     Err(LoadError) => self.forget(now, key, Code::StorageFailed),

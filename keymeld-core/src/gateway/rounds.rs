@@ -95,7 +95,8 @@ impl Gateway {
         for user_id in signing.concerned() {
             let Some((_, registration)) = signing.keygen.registration(user_id) else { continue };
             let enclave_key = registration.enclave_key;
-            let Some((enclave_id, _)) = self.enclave_of(&enclave_key) else {
+            // One that is away would end the attempt for all: it is waited for before anybody is asked.
+            let Some((enclave_id, _)) = self.ready_enclave_of(&enclave_key) else {
                 step.retry = true;
                 return;
             };
@@ -138,13 +139,15 @@ impl Gateway {
         // An answer to an attempt that is over says nothing.
         let Some(mut run) = signing.run.take_if(|run| run.attempt == attempt) else { return };
         let key = enclave_key.unwrap_or(run.aggregator);
-        let progress = match reply {
-            Err(code) => Err(code.into()),
-            Ok(Reply::Refused(refused)) if refused.refusal().code == Code::UnknownSession => {
-                reopen(signing, &mut run, purpose, key, step)
+        let progress = match (purpose, reply) {
+            (_, Err(code)) => Err(code.into()),
+            (Purpose::Nonces { .. }, Ok(Reply::Refused(refused)))
+                if refused.refusal().code == Code::UnknownSession =>
+            {
+                reopen(signing, &mut run, key, step)
             }
-            Ok(Reply::Refused(refused)) => Err(refused.refusal()),
-            Ok(Reply::KeygenOpened(opened)) => {
+            (_, Ok(Reply::Refused(refused))) => Err(refused.refusal()),
+            (Purpose::OpenForSigning { .. }, Ok(Reply::KeygenOpened(opened))) => {
                 // Another roster than the one that was certified: a fault that no attempt can mend.
                 if signing.keygen.roster_hash() == Some(opened.roster_hash) {
                     if let Some(member) = run.members.get(&key) {
@@ -156,22 +159,33 @@ impl Gateway {
                     Err(Code::RosterHashMismatch.into())
                 }
             }
-            Ok(Reply::NoncesMade(bundles)) => nonces_made(id, signing, &mut run, key, bundles, step),
-            Ok(Reply::PartialsMade(partials)) => partials_made(id, signing, &mut run, key, partials, step),
-            Ok(Reply::Aggregated(result)) if key == run.aggregator => {
-                if matches!(signing.state, GeneratingNonces | FinalizingSignature) {
-                    signing.end(id, SigningEnd::Completed(result), step);
-                    return;
-                }
-                Err(Code::BundleMismatch.into())
+            (Purpose::Nonces { .. }, Ok(Reply::NoncesMade(bundles))) => {
+                nonces_made(id, signing, &mut run, key, bundles, step)
             }
-            Ok(
-                Reply::Aggregated(_)
-                | Reply::Hello(_)
-                | Reply::IdentityCreated(_)
-                | Reply::IdentityOpened
-                | Reply::Attested(_)
-                | Reply::RegistrationChecked,
+            (Purpose::Partials { .. }, Ok(Reply::PartialsMade(partials))) => {
+                partials_made(id, signing, &mut run, key, partials, step)
+            }
+            // Round 1 gives the result where all signers share one enclave, and only there.
+            (Purpose::Nonces { .. }, Ok(Reply::Aggregated(result))) if run.members.len() == 1 => {
+                return signing.end(id, SigningEnd::Completed(result), step);
+            }
+            (Purpose::Aggregate { .. }, Ok(Reply::Aggregated(result))) => {
+                return signing.end(id, SigningEnd::Completed(result), step);
+            }
+            // An answer to another question.
+            (
+                _,
+                Ok(
+                    Reply::Hello(_)
+                    | Reply::IdentityCreated(_)
+                    | Reply::IdentityOpened
+                    | Reply::Attested(_)
+                    | Reply::RegistrationChecked
+                    | Reply::KeygenOpened(_)
+                    | Reply::NoncesMade(_)
+                    | Reply::PartialsMade(_)
+                    | Reply::Aggregated(_),
+                ),
             ) => Err(Code::BundleMismatch.into()),
         };
         match progress {
@@ -182,16 +196,10 @@ impl Gateway {
 }
 
 /// The enclave has forgotten the session: it gets it once more, then the request again.
-fn reopen(
-    signing: &Signing,
-    run: &mut Run,
-    purpose: Purpose,
-    enclave_key: PublicKey,
-    step: &mut Step,
-) -> Result<(), Refusal> {
+fn reopen(signing: &Signing, run: &mut Run, enclave_key: PublicKey, step: &mut Step) -> Result<(), Refusal> {
     let attempt = run.attempt;
     let member = run.members.get_mut(&enclave_key).ok_or(Code::UnknownSession)?;
-    if member.opened || !matches!(purpose, Purpose::Nonces { .. }) {
+    if member.opened {
         return Err(Code::UnknownSession.into());
     }
     member.opened = true;
