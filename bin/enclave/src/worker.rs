@@ -8,7 +8,7 @@ use std::time::Duration;
 use keymeld_core::enclave::{Command, Enclave, Event};
 use keymeld_core::entropy::Entropy;
 use keymeld_core::link::frame::Frame;
-use keymeld_transport::link::server::ReplyHandle;
+use keymeld_transport::link::server::{ReplyError, ReplyHandle};
 
 use crate::clock::Clock;
 use crate::service::{KeyQuestion, KeyTask, ModuleQuestion};
@@ -159,8 +159,11 @@ impl Worker {
 
     fn reply(&mut self, call: u64, body: Vec<u8>) {
         let reply = self.replies.remove(&call).expect("a machine replies once to each request");
-        if let Err(error) = reply.send(body) {
-            tracing::debug!(%error, "not replied");
+        match reply.send(body) {
+            Ok(()) => {}
+            Err(ReplyError::TooLarge) => tracing::error!("a reply does not fit in a frame"),
+            // The gateway knows, and asks again.
+            Err(ReplyError::Closed) => tracing::debug!("the connection of a request is gone"),
         }
     }
 }

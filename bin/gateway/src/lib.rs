@@ -134,6 +134,11 @@ impl Running {
         self.address
     }
 
+    /// Long polls that wait now, for gauges.
+    pub fn parked(&self) -> usize {
+        self.server.as_ref().map_or(0, |server| server.counts().0)
+    }
+
     /// Stops accepting, answers what is under way within the configured time, makes everything durable and
     /// ends all threads.
     pub fn stop(mut self) {

@@ -48,3 +48,33 @@ impl Drop for EndsWithThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+
+    use super::{BROKEN_EXIT_CODE, EndsWithThread};
+
+    const CHILD: &str = "KEYMELD_TEST_PANICKING_CHILD";
+
+    #[test]
+    fn a_panic_of_a_guarded_thread_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            let guarded = thread::spawn(|| {
+                let _guard = EndsWithThread;
+                panic!("as the test wants");
+            });
+            // Never seen by the parent: the process ends first.
+            let _ = guarded.join();
+            std::process::exit(0);
+        }
+        let this_test = "process::tests::a_panic_of_a_guarded_thread_ends_the_process";
+        let program = std::env::current_exe().expect("a program");
+        let child = Command::new(program).args(["--exact", this_test]).env(CHILD, "1").output();
+        assert_eq!(child.expect("runs").status.code(), Some(BROKEN_EXIT_CODE));
+        thread::spawn(|| drop(EndsWithThread))
+            .join()
+            .expect("a guard that is dropped without a panic does nothing");
+    }
+}
