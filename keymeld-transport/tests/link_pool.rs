@@ -138,6 +138,24 @@ fn what_is_pending_fails_at_once_when_the_peer_closes() {
 }
 
 #[test]
+fn with_one_connection_all_go_down_so_that_a_new_process_is_always_announced() {
+    let (peer, address) = Peer::new();
+    let (pool, events) = start(address, PoolOptions { connections: 2, ..PoolOptions::default() });
+    let (first, second) = (peer.accept(), peer.accept());
+    assert_eq!(next(&events), LinkEvent::Up);
+    // Where the second connection is up later than this, both requests go over the first.
+    pool.send(1, ROUTE, vec![1]);
+    pool.send(2, ROUTE, vec![2]);
+    first.shutdown(Shutdown::Both).unwrap();
+    assert_eq!(next(&events), failed(1, FailReason::ConnectionLost));
+    assert_eq!(next(&events), failed(2, FailReason::ConnectionLost));
+    assert_eq!(next(&events), LinkEvent::Down);
+    drop(second);
+    peer.accept();
+    assert_eq!(next(&events), LinkEvent::Up);
+}
+
+#[test]
 fn a_peer_that_never_answers_is_found_dead_by_its_silence() {
     let (peer, address) = Peer::new();
     let options = PoolOptions { ping_interval_ms: 30, ping_timeout_ms: 400, ..one_connection() };

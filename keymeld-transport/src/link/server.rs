@@ -22,7 +22,8 @@ const HELD: &str = "no thread panics while holding it";
 /// The bounds of a [`LinkServer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeLimits {
-    /// Connections. At the cap the one that was silent longest is closed for a new one.
+    /// Connections. At the cap the one that was silent longest is closed for a new one, which takes its
+    /// whole pool down: not fewer than all gateways' pools have together.
     pub connections_max: usize,
     /// Requests and pings of one connection that are not answered yet. At the cap nothing more is read
     /// from it.

@@ -86,7 +86,8 @@ impl Default for PoolOptions {
 pub enum LinkEvent {
     /// The first connection came up.
     Up,
-    /// The last connection went down. All that was in flight has failed before.
+    /// A connection went down, and all others were closed with it: between this and the one before, the
+    /// link was to one and the same process. All that was in flight has failed before.
     Down,
     /// The enclave replied.
     Replied {
@@ -276,12 +277,14 @@ impl Shared {
         state.delivering = false;
     }
 
-    /// Ends a connection, whoever noticed first.
+    /// Ends all connections because of one, whoever noticed first.
     fn sever(&self, lane: usize, reason: FailReason) {
         let severed = self.lock().sever(lane, reason);
         if severed {
             tracing::info!(enclave = %self.address, lane, ?reason, "connection ended");
-            self.writable[lane].notify_all();
+            for writable in &self.writable {
+                writable.notify_all();
+            }
             self.deliver();
         }
     }

@@ -90,24 +90,24 @@ impl State {
         true
     }
 
-    /// Takes a connection down and fails what was in flight on it; false where it was down already.
+    /// Takes all connections down because of one, and fails what was in flight; false where that one was
+    /// down already.
+    ///
+    /// All, because whatever ends one may have ended the enclave: were the others kept, a new process could
+    /// be reached before their end is noticed, and [`LinkEvent::Up`] would not tell that it is a new one.
     pub(super) fn sever(&mut self, lane: usize, reason: FailReason) -> bool {
-        let Some(live) = self.lanes[lane].take() else {
+        if self.lanes[lane].is_none() {
             return false;
-        };
-        live.stream.shutdown();
-        self.queued_bytes -= live.queue.iter().map(Vec::len).sum::<usize>();
-        let lost: Vec<u64> =
-            self.pending.iter().filter(|(_, pending)| pending.lane == lane).map(|(id, _)| *id).collect();
-        for request_id in lost {
-            if let Some(pending) = self.pending.remove(&request_id) {
-                self.deadlines.remove(&(pending.deadline, request_id));
-            }
+        }
+        for live in self.lanes.iter_mut().filter_map(Option::take) {
+            live.stream.shutdown();
+        }
+        self.queued_bytes = 0;
+        self.deadlines.clear();
+        for request_id in std::mem::take(&mut self.pending).into_keys() {
             self.fail(request_id, reason);
         }
-        if self.lanes.iter().all(Option::is_none) {
-            self.outbox.push(LinkEvent::Down);
-        }
+        self.outbox.push(LinkEvent::Down);
         true
     }
 
@@ -224,8 +224,8 @@ impl State {
             let hopeless = live.late.len() > options.in_flight_per_connection_max;
             if hopeless || dead {
                 self.sever(lane, FailReason::PeerSilent);
-                tracing::info!(lane, "a silent connection was closed");
-                tick.lanes.push(lane);
+                tracing::info!(lane, "a connection was silent: all were closed");
+                tick.lanes.extend(0..self.lanes.len());
                 tick.failed = true;
                 continue;
             }
