@@ -134,9 +134,17 @@ impl Enclave {
         Reply::Hello(HelloReply { enclave_id: self.config.enclave_id, epochs })
     }
 
-    pub(super) fn adopt(&mut self, identity: Arc<Identity>) {
-        if self.identities.len() < IDENTITIES_MAX {
-            self.identities.insert(identity.keys.enclave_key, identity);
+    /// Takes an identity in. Two of one epoch would let a host choose between them, whichever worker opened
+    /// them: the first stays.
+    pub(super) fn adopt(&mut self, identity: Arc<Identity>) -> Result<(), Code> {
+        match self.identities.values().find(|held| held.epoch == identity.epoch) {
+            Some(held) if held.keys == identity.keys => Ok(()),
+            Some(_) => Err(Code::IdentityExists),
+            None if self.identities.len() >= IDENTITIES_MAX => Err(Code::TooMany),
+            None => {
+                self.identities.insert(identity.keys.enclave_key, identity);
+                Ok(())
+            }
         }
     }
 
@@ -284,13 +292,9 @@ impl Enclave {
         let outcome = key
             .map_err(|Failed| Code::KeyServiceFailed)
             .and_then(|key| self.unseal(&row, key, birth_time_ms))
-            .and_then(|identity| {
-                let epoch_taken = self.identities.values().any(|held| held.epoch == identity.epoch);
-                let full = self.identities.len() >= IDENTITIES_MAX;
-                if epoch_taken || full { Err(Code::IdentityExists) } else { Ok(Arc::new(identity)) }
-            })
+            .map(Arc::new)
+            .and_then(|identity| self.adopt(Arc::clone(&identity)).map(|()| identity))
             .map(|identity| {
-                self.adopt(Arc::clone(&identity));
                 self.commands.push_back(Command::ShareIdentity(identity));
                 Some(Reply::IdentityOpened)
             });

@@ -234,7 +234,10 @@ impl Enclave {
                     self.forget_expired(now);
                 }
             }
-            Event::IdentityShared(identity) => self.adopt(identity),
+            // Nobody waits for an answer; what is not taken over is refused when it is asked for.
+            Event::IdentityShared(identity) => {
+                let _ = self.adopt(identity);
+            }
             Event::Requested { call, routing_id, body } => {
                 let outcome = self.request(now, call, routing_id, &body, entropy);
                 self.conclude(call, outcome);

@@ -56,7 +56,8 @@ fn context_bytes(context: &DataKeyContext) -> Vec<u8> {
 }
 
 impl KeyService {
-    fn generate(&mut self, context: &DataKeyContext, entropy: &mut Entropy) -> DataKey {
+    fn generate(&mut self, context: &DataKeyContext) -> DataKey {
+        let mut entropy = fresh_entropy();
         let key = entropy.bytes::<32>().expect("test entropy");
         let encrypted = entropy.bytes::<48>().expect("test entropy").to_vec();
         self.issued.insert(encrypted.clone(), (key, context_bytes(context)));
@@ -222,7 +223,7 @@ impl Host {
             }
             Command::GenerateDataKey { token, context } => {
                 let key = match self.key_service_works {
-                    true => Ok(self.key_service.generate(&context, &mut self.entropy)),
+                    true => Ok(self.key_service.generate(&context)),
                     false => Err(Failed),
                 };
                 Some(Event::DataKeyGenerated { token, key })
