@@ -13,6 +13,7 @@ use keymeld_core::bytes::XOnlyKey;
 use keymeld_core::gateway::PROOFS_PER_KEY_MAX;
 use keymeld_core::limits::SKEW_MS;
 use keymeld_core::refusal::Code;
+use keymeld_core::secret::ApiToken;
 
 /// Every key there is, by name: the session's, the slots', the users', a stranger's.
 fn keys(party: &Party) -> Vec<(String, XOnlyKey)> {
@@ -182,7 +183,7 @@ fn reserving_may_need_the_operators_token() {
         let Call::Reserve { caller, request, .. } = party.reserve(&mut world) else {
             unreachable!("as made")
         };
-        let token = given.map(String::from);
+        let token = given.map(|text| ApiToken::new(text.into()));
         assert_eq!(outcome_of(&mut world, Call::Reserve { caller, request, token }), expected);
     }
 }

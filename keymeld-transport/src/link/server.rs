@@ -356,7 +356,8 @@ fn accept(shared: &Arc<Shared>, acceptor: &Acceptor) {
 
 fn admit(shared: &Arc<Shared>, stream: Arc<Stream>) {
     let mut peers = shared.lock();
-    if peers.draining {
+    // Whoever closes everything has been through the list already.
+    if peers.draining || peers.closing {
         return;
     }
     while peers.by_id.len() >= shared.limits.connections_max.max(1) {
