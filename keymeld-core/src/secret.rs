@@ -13,6 +13,62 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::entropy::{Entropy, EntropyFailed};
 
 /// `N` secret bytes, wiped on drop.
+///
+/// A secret can be moved:
+///
+/// ```
+/// # use keymeld_core::secret::Secret;
+/// fn hand_over(secret: Secret<32>) -> (Secret<32>, usize) {
+///     (secret, 1)
+/// }
+/// ```
+///
+/// but not cloned; whoever needs a second one says so with [`copied_from`](Secret::copied_from):
+///
+/// ```compile_fail
+/// # use keymeld_core::secret::Secret;
+/// fn hand_over(secret: Secret<32>) -> (Secret<32>, Secret<32>) {
+///     (secret.clone(), secret)
+/// }
+/// ```
+///
+/// Its bytes can be looked at where a use names it:
+///
+/// ```
+/// # use keymeld_core::secret::Secret;
+/// fn first(secret: &Secret<32>) -> u8 {
+///     secret.expose()[0]
+/// }
+/// ```
+///
+/// and not where it is taken for a byte string:
+///
+/// ```compile_fail
+/// # use keymeld_core::secret::Secret;
+/// fn first(secret: &Secret<32>) -> u8 {
+///     secret[0]
+/// }
+/// ```
+///
+/// Structures that are encoded can hold anything that can be encoded:
+///
+/// ```
+/// # use keymeld_core::{bytes::Hash, secret::Secret};
+/// #[derive(serde::Serialize)]
+/// struct Encoded {
+///     field: Hash,
+/// }
+/// ```
+///
+/// and no secret:
+///
+/// ```compile_fail
+/// # use keymeld_core::{bytes::Hash, secret::Secret};
+/// #[derive(serde::Serialize)]
+/// struct Encoded {
+///     field: Secret<32>,
+/// }
+/// ```
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct Secret<const N: usize>(alloc::boxed::Box<[u8; N]>);
 

@@ -393,3 +393,19 @@ impl Enclave {
         self.identities.get(enclave_key).cloned().ok_or(Code::WrongEnclaveKey)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use static_assertions::assert_not_impl_any;
+
+    use super::identity::Draft;
+    use super::session::OpenSession;
+    use super::signing::Attempt;
+    use super::{Enclave, Pending};
+
+    assert_not_impl_any!(Draft: Clone, Copy, serde::Serialize, minicbor::Encode<()>);
+    assert_not_impl_any!(OpenSession: Clone, Copy, serde::Serialize, minicbor::Encode<()>);
+    assert_not_impl_any!(Attempt: Clone, Copy, serde::Serialize, minicbor::Encode<()>);
+    assert_not_impl_any!(Pending: Clone, Copy, serde::Serialize, minicbor::Encode<()>);
+    assert_not_impl_any!(Enclave: Clone, Copy, serde::Serialize, minicbor::Encode<()>);
+}

@@ -37,6 +37,42 @@ use crate::secret::Secret;
 /// }
 /// ```
 ///
+/// Not even where it did not sign the first time. A session that was refused needs a nonce of its own:
+///
+/// ```
+/// # use keymeld_core::musig::{nonce::SigningNonce, round::Session};
+/// fn sign(nonce: SigningNonce, other: SigningNonce, session: &Session) {
+///     if nonce.sign(session).is_err() {
+///         let _ = other.sign(session);
+///     }
+/// }
+/// ```
+///
+/// ```compile_fail
+/// # use keymeld_core::musig::{nonce::SigningNonce, round::Session};
+/// fn sign(nonce: SigningNonce, other: SigningNonce, session: &Session) {
+///     if nonce.sign(session).is_err() {
+///         let _ = nonce.sign(session);
+///     }
+/// }
+/// ```
+///
+/// A borrowed nonce does not sign; only its owner can give it away:
+///
+/// ```
+/// # use keymeld_core::musig::{nonce::SigningNonce, round::Session};
+/// fn sign(nonce: &SigningNonce) -> [u8; 66] {
+///     nonce.public()
+/// }
+/// ```
+///
+/// ```compile_fail
+/// # use keymeld_core::musig::{nonce::SigningNonce, round::Session};
+/// fn sign(nonce: &SigningNonce, session: &Session) {
+///     let _ = nonce.sign(session);
+/// }
+/// ```
+///
 /// It can be moved:
 ///
 /// ```
