@@ -108,11 +108,14 @@ pub fn from_secret_json<T: for<'de> Deserialize<'de> + Serialize>(
 /// # Errors
 /// [`JsonError::TooLarge`] where it does not fit in `bytes_max`.
 pub fn to_secret_json<T: Serialize>(value: &T, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, JsonError> {
-    // The buffer must not grow: growing would leave an unwiped copy behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * bytes_max));
-    let mut serializer = serde_json::Serializer::new(&mut *bytes);
+    // The buffer must not grow: growing would leave an unwiped copy behind. A slice cannot.
+    let mut bytes = Zeroizing::new(alloc::vec![0; bytes_max]);
+    let mut left = bytes.as_mut_slice();
+    let mut serializer = serde_json::Serializer::new(&mut left);
     value.serialize(&mut serializer).map_err(|_| JsonError::TooLarge)?;
-    if bytes.len() > bytes_max { Err(JsonError::TooLarge) } else { Ok(bytes) }
+    let length = bytes_max - left.len();
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Why CBOR was refused.
@@ -326,6 +329,11 @@ mod tests {
         let keyed: Keyed = from_secret_json(bytes, 100).expect("canonical");
         assert_eq!(to_secret_json(&keyed, 100).expect("fits").as_slice(), bytes);
         assert!(to_secret_json(&keyed, 10).is_err());
+        let exact = bytes.len();
+        assert_eq!(to_secret_json(&keyed, exact).expect("fits").as_slice(), bytes);
+        assert_eq!(to_secret_json(&keyed, exact - 1), Err(JsonError::TooLarge));
+        // A buffer that had grown would have left a copy of the secrets behind, not wiped.
+        assert_eq!(to_secret_json(&keyed, 100).expect("fits").capacity(), 100);
         for bad in [
             r#"{"key":"0a0b","kind":"k"}"#,
             r#"{"kind":"k", "key":"0a0b"}"#,
