@@ -83,6 +83,26 @@ impl Keygen {
         matches!(self.state(), KeygenState::Completed | KeygenState::Failed)
     }
 
+    pub(super) fn waits_for_requests(&self) -> bool {
+        let collecting = matches!(self.state(), KeygenState::Reserved | KeygenState::CollectingParticipants);
+        collecting && self.checking.is_empty()
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let manifest = self.rows.init.as_ref().map_or(0, |init| init.manifest.0.len());
+        let registration =
+            |(_, own): (usize, &RegisterRequest)| 512 + own.record.0.len() + own.envelope.0.len();
+        let registrations: usize = self.registrations().map(registration).sum();
+        let certificates: usize = match &self.rows.end {
+            Some(KeygenEnd::Completed { certificates, .. }) => {
+                certificates.iter().map(|view| 128 + view.certificate.0.len()).sum()
+            }
+            Some(KeygenEnd::Failed(_)) | None => 0,
+        };
+        1_024 + manifest + registrations + certificates
+    }
+
     pub(super) fn deadline_unix_ms(&self) -> u64 {
         self.rows.head.deadline_unix_ms
     }

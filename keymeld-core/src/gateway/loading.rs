@@ -78,6 +78,10 @@ impl Gateway {
         match session {
             Ok(session) => self.install(now, key, session),
             Err(_) => {
+                // To read it again would not mend it.
+                if let Some(entry) = self.entries.get_mut(&key) {
+                    entry.open = false;
+                }
                 self.commands.push_back(Command::Report(Report::RecordCorrupt(key.record())));
                 self.forget(now, key, Code::Internal);
             }
@@ -88,6 +92,7 @@ impl Gateway {
     pub(super) fn want_keygen(&mut self, now: Time, signing_id: SigningId, rows: record::SigningRows) {
         let keygen_id = rows.head.keygen_id;
         if let Some(entry) = self.entries.get_mut(&SessionKey::Signing(signing_id)) {
+            entry.open = rows.end.is_none();
             entry.rows = Some(rows);
         }
         match self.completed.get_mut(&keygen_id).cloned() {
@@ -112,6 +117,7 @@ impl Gateway {
 
     pub(super) fn install(&mut self, now: Time, key: SessionKey, session: Session) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
+        entry.open = matches!(&session, Session::Keygen(keygen) if !keygen.is_ended());
         entry.session = session;
         if let Session::Keygen(_) = entry.session {
             entry.queue.push_front(Work::Resume);

@@ -6,6 +6,7 @@
 //! to an enclave) is held back until those writes are durable.
 
 mod admission;
+mod dormant;
 mod enclaves;
 mod keygen;
 mod loading;
@@ -43,14 +44,18 @@ use timers::{Timer, TimerKind};
 
 pub use proofs::{PROOFS_MAX, PROOFS_PER_KEY_MAX};
 
-/// Sessions in memory at a time.
+/// Sessions in memory at a time; further ones take the place of those that wait for nothing but requests.
 pub const SESSIONS_MAX: usize = 100_000;
-/// Events that wait for one session.
+/// Open sessions that sleep outside memory. Each costs a timer.
+pub const DORMANT_MAX: usize = 1_000_000;
+/// Sessions that are looked at for one that can make room.
+pub const EVICTION_TRIES_MAX: usize = 64;
+/// Requests that wait for one session.
 pub const QUEUE_MAX: usize = 256;
 /// Long polls that wait for one session.
 pub const WAITERS_PER_SESSION_MAX: usize = 256;
-/// Completed keygens that are kept at hand for signing.
-pub const KEYGENS_CACHED_MAX: usize = 4_096;
+/// Bytes of completed keygens that are kept at hand for signing.
+pub const KEYGENS_CACHED_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Timers that one tick serves; the rest follows at once in the next.
 pub const EXPIRIES_MAX: usize = 64;
 /// Open records that one page of the start-up brings.
@@ -75,6 +80,8 @@ pub struct Config {
     pub keygen_timeout_default_ms: u64,
     /// How long a keygen may take at most.
     pub keygen_timeout_max_ms: u64,
+    /// Sessions in memory at a time.
+    pub sessions_max: usize,
 }
 
 impl Config {
@@ -86,6 +93,7 @@ impl Config {
             api_token: None,
             keygen_timeout_default_ms: DAY_MS,
             keygen_timeout_max_ms: 30 * DAY_MS,
+            sessions_max: SESSIONS_MAX,
         }
     }
 }
@@ -246,6 +254,11 @@ pub struct Gateway {
     members: BTreeMap<EnclaveId, Member>,
     next_member: usize,
     entries: BTreeMap<SessionKey, Entry>,
+    /// Sessions in memory by when they were used last.
+    by_use: BTreeSet<(u64, SessionKey)>,
+    uses: u64,
+    /// Open sessions that are not in memory, and when they are read again.
+    dormant: BTreeMap<SessionKey, u64>,
     completed: BoundedMap<KeygenId, Arc<Keygen>>,
     tokens: BTreeMap<Token, TokenOwner>,
     calls: BTreeMap<CallId, CallOwner>,
@@ -272,7 +285,10 @@ impl Gateway {
             members,
             next_member: 0,
             entries: BTreeMap::new(),
-            completed: BoundedMap::new(KEYGENS_CACHED_MAX),
+            by_use: BTreeSet::new(),
+            uses: 0,
+            dormant: BTreeMap::new(),
+            completed: BoundedMap::new(KEYGENS_CACHED_BYTES_MAX),
             tokens: BTreeMap::new(),
             calls: BTreeMap::new(),
             timers: BTreeSet::new(),

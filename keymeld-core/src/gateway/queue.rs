@@ -6,8 +6,7 @@ use alloc::sync::Arc;
 use super::admission::{session_allows_reading, status_wait};
 use super::enclaves::Member;
 use super::session::{Effect, Entry, Purpose, Session, SessionKey, Step, Work};
-use super::timers::{Timer, TimerKind};
-use super::{CallOwner, Command, Gateway, QUEUE_MAX, RETRY_MS_MAX, RETRY_MS_MIN, SESSIONS_MAX, TokenOwner};
+use super::{CallOwner, Command, Gateway, QUEUE_MAX, RETRY_MS_MAX, TokenOwner};
 use crate::entropy::Entropy;
 use crate::record::{Persist, PersistError, Query, Token};
 use crate::refusal::Code;
@@ -16,19 +15,18 @@ use crate::time::Time;
 impl Gateway {
     /// Gives work to a session, or to its queue.
     pub(super) fn submit(&mut self, now: Time, key: SessionKey, work: Work, entropy: &mut Entropy) {
-        let full = self.entries.len() >= SESSIONS_MAX;
-        let entry = match self.entries.entry(key) {
-            alloc::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            alloc::collections::btree_map::Entry::Vacant(vacant) => {
-                if full {
-                    return self.turn_away(now, key, work, Code::TooMany);
-                }
-                self.commands.push_back(Command::Load(Query::Record(key.record())));
-                vacant.insert(Entry::loading())
+        if !self.entries.contains_key(&key) {
+            if self.entries.len() >= self.config.sessions_max && !self.make_room() {
+                return self.turn_away(now, key, work, Code::TooMany);
             }
-        };
+            let open = self.wake(key) || matches!(work, Work::Resume | Work::Expire);
+            self.commands.push_back(Command::Load(Query::Record(key.record())));
+            self.entries.insert(key, Entry::loading(open));
+        }
+        self.touch(key);
+        let Some(entry) = self.entries.get_mut(&key) else { return };
         if entry.is_blocked() || !entry.queue.is_empty() {
-            if entry.queue.len() >= QUEUE_MAX {
+            if entry.queue.len() >= QUEUE_MAX && work.is_asked_for() {
                 return self.turn_away(now, key, work, Code::TooMany);
             }
             entry.queue.push_back(work);
@@ -42,14 +40,10 @@ impl Gateway {
         match work {
             Work::Call(request, _) | Work::Accept(request, _, _) => self.refuse(request, code),
             Work::Supply(signing_id) => self.supply(now, signing_id, None),
-            // Calls and timers that get lost here are made up for by the retry timer.
             Work::Answered(Purpose::CheckRegistration { request, .. }, _) => self.refuse(request, code),
-            Work::Answered(..) | Work::Resume | Work::Expire | Work::AnswerPolls => {
-                if let Some(entry) = self.entries.get(&key) {
-                    let retry = entry.timers.get(&TimerKind::Retry).copied();
-                    self.set_timer(key, TimerKind::Retry, retry.or(Some(now.mono_ms + RETRY_MS_MIN)));
-                }
-            }
+            // The session is not in memory: what it had begun is begun anew when it is read again.
+            Work::Answered(..) | Work::AnswerPolls => {}
+            Work::Resume | Work::Expire => self.sleep_until(key, now.mono_ms + RETRY_MS_MAX),
         }
     }
 
@@ -166,7 +160,7 @@ impl Gateway {
         }
     }
 
-    /// What was not written did not happen: the session is forgotten and read again.
+    /// What was not written did not happen: the session is forgotten and, where it is open, read again.
     pub(super) fn persist_failed(&mut self, now: Time, token: Token, error: PersistError) {
         let code = match error {
             PersistError::DiskFull => Code::DiskFull,
@@ -182,9 +176,11 @@ impl Gateway {
     }
 
     pub(super) fn forget(&mut self, now: Time, key: SessionKey, code: Code) {
-        self.clear_timers(key);
-        let Some(entry) = self.entries.remove(&key) else { return };
-        self.waiting.remove(&key);
+        let Some(entry) = self.take_out(key) else { return };
+        // It would wait for a visitor otherwise.
+        if entry.open {
+            self.sleep_until(key, now.mono_ms + RETRY_MS_MAX);
+        }
         for effect in entry.held {
             match effect {
                 Effect::Respond(request, _) => self.refuse(request, code),
@@ -199,9 +195,6 @@ impl Gateway {
         for work in entry.queue {
             self.turn_away(now, key, work, code);
         }
-        // The record may be there and open: read it again after a pause, or it would wait for a visitor.
-        let due = now.mono_ms + RETRY_MS_MAX;
-        self.timers.insert((due, Timer::Session(TimerKind::Retry, key)));
     }
 
     /// Moves the next of a session's queue to the work that is done before this event ends.
@@ -214,7 +207,7 @@ impl Gateway {
 
     /// Forgets a session that has nothing left to do.
     pub(super) fn settle(&mut self, now: Time, key: SessionKey) {
-        let Some(entry) = self.entries.get(&key) else { return };
+        let Some(entry) = self.entries.get_mut(&key) else { return };
         let durable = entry.token.is_none();
         let idle = durable && entry.queue.is_empty() && entry.waiters.is_empty();
         let over = match &entry.session {
@@ -225,16 +218,16 @@ impl Gateway {
                     && keygen.is_completed()
                     && let SessionKey::Keygen(id) = key
                 {
-                    self.completed.insert(id, 1, Arc::clone(keygen));
+                    self.completed.insert(id, keygen.bytes(), Arc::clone(keygen));
                 }
                 keygen.is_ended()
             }
             Session::Signing(signing) => signing.is_ended(),
         };
+        // From here on the disk says so.
+        entry.open |= durable && !over;
         if idle && over && !self.todo.iter().any(|(other, _)| *other == key) {
-            self.clear_timers(key);
-            self.waiting.remove(&key);
-            self.entries.remove(&key);
+            self.take_out(key);
         } else if !over {
             self.set_deadline(now, key);
         }

@@ -199,13 +199,28 @@ impl KeygenRows {
         let head: KeygenHead = decode(&head_row.body)?;
         let registrations =
             (0..head.slots.len()).map(|index| read(rows, slot_part(index))).collect::<Result<_, _>>()?;
-        Ok(KeygenRows {
+        let keygen = KeygenRows {
             head_version: head_row.version,
             init: read(rows, PART_REQUEST)?,
             end: read(rows, PART_END)?,
             registrations,
             head,
-        })
+        };
+        if keygen.is_consistent() { Ok(keygen) } else { Err(CborError) }
+    }
+
+    /// Whether the rows are such as are written together.
+    fn is_consistent(&self) -> bool {
+        let begun = self.init.is_some();
+        let full = begun && self.registrations.iter().all(Option::is_some);
+        match (self.head.state, &self.end) {
+            (KeygenState::Reserved, None) => !begun,
+            (KeygenState::CollectingParticipants, None) => begun && !full,
+            (KeygenState::KeyGeneration, None) => full,
+            (KeygenState::Completed, Some(KeygenEnd::Completed { .. })) => full,
+            (KeygenState::Failed, Some(KeygenEnd::Failed(_))) => true,
+            (_, None | Some(KeygenEnd::Completed { .. } | KeygenEnd::Failed(_))) => false,
+        }
     }
 
     /// Whether a reservation asks for what this keygen is.
@@ -231,13 +246,25 @@ impl SigningRows {
             .filter(|row| row.key.part >= PART_SLOTS)
             .map(|row| decode(&row.body))
             .collect::<Result<_, _>>()?;
-        Ok(SigningRows {
+        let signing = SigningRows {
             head: decode(&head_row.body)?,
             head_version: head_row.version,
             request: read(rows, PART_REQUEST)?.ok_or(CborError)?,
             end: read(rows, PART_END)?,
             approvals,
-        })
+        };
+        if signing.is_consistent() { Ok(signing) } else { Err(CborError) }
+    }
+
+    /// Whether the rows are such as are written together.
+    fn is_consistent(&self) -> bool {
+        let state_fits = match (self.head.state, &self.end) {
+            (SigningState::CollectingParticipants, None) => true,
+            (SigningState::Completed, Some(SigningEnd::Completed(_))) => true,
+            (SigningState::Failed, Some(SigningEnd::Failed(_))) => true,
+            (_, None | Some(SigningEnd::Completed(_) | SigningEnd::Failed(_))) => false,
+        };
+        state_fits && self.request.keygen_id == self.head.keygen_id
     }
 }
 

@@ -63,6 +63,17 @@ pub(super) enum Work {
     AnswerPolls,
 }
 
+impl Work {
+    /// Whether it comes of a request, and so without end. Replies and timers are bounded by what the session
+    /// itself began; to lose one would leave the session waiting.
+    pub(super) fn is_asked_for(&self) -> bool {
+        match self {
+            Work::Call(..) | Work::Accept(..) | Work::Supply(_) => true,
+            Work::Answered(..) | Work::Resume | Work::Expire | Work::AnswerPolls => false,
+        }
+    }
+}
+
 /// What a call to an enclave is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -129,6 +140,10 @@ pub(super) enum Session {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) session: Session,
+    /// Known to have work to do: to be read again where it gets lost.
+    pub(super) open: bool,
+    /// When it was used last.
+    pub(super) used: u64,
     /// Rows that were read and wait for their keygen.
     pub(super) rows: Option<record::SigningRows>,
     pub(super) token: Option<Token>,
@@ -142,9 +157,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn loading() -> Entry {
+    pub(super) fn loading(open: bool) -> Entry {
         Entry {
             session: Session::Loading,
+            open,
+            used: 0,
             rows: None,
             token: None,
             held: Vec::new(),

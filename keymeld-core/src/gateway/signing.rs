@@ -72,6 +72,10 @@ impl Signing {
         matches!(self.state, Completed | Failed)
     }
 
+    pub(super) fn waits_for_requests(&self) -> bool {
+        self.run.is_none() && !self.awaited().is_empty()
+    }
+
     pub(super) fn deadline_unix_ms(&self) -> u64 {
         self.rows.request.expires_at
     }
