@@ -9,7 +9,7 @@ use gateway_support::{START_UNIX_MS, World, body, outcome};
 use keymeld_core::api::rest::{
     ItemHint, KeygenState, RegisterRequest, ReserveRequest, SignRequest, SigningState, SubsetHint,
 };
-use keymeld_core::api::router::Call;
+use keymeld_core::api::router::{Call, Wait};
 use keymeld_core::bytes::{Blob, XOnlyKey};
 use keymeld_core::gateway::{COMMANDS_MAX, Command, Event, QUEUE_MAX, RETRY_MS_MAX, RequestId};
 use keymeld_core::id::{ItemId, KeygenId, SubsetId, UserId};
@@ -286,6 +286,32 @@ fn sessions_that_wait_for_requests_make_room_and_lose_nothing() {
     }
     assert!(world.disk.open.is_empty());
     assert_eq!((world.gateway.sessions(), world.gateway.next_deadline()), (0, None));
+}
+
+#[test]
+fn a_poll_since_a_revision_notices_a_change_although_the_session_left_memory_in_between() {
+    let mut world = World::unstarted(3);
+    world.config.sessions_max = 3;
+    world.crash();
+    world.find(gateway_support::enclave_id(1));
+    world.run();
+    let push_out = |world: &mut World, numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            numbered(number).begin(world);
+        }
+    };
+    let party = numbered(0);
+    let reserve = party.reserve(&mut world);
+    world.call(reserve);
+    let init = party.init(&mut world);
+    world.call(init);
+    let seen = party.status(&mut world).revision;
+    push_out(&mut world, 1..5);
+    let register = party.register(&mut world, 0);
+    assert_eq!(outcome_of(&mut world, register), "201");
+    let wait = Wait { wait_ms: 30_000, since: Some(seen), until_ended: false };
+    let request = poll(&mut world, &party, wait);
+    assert!(world.answer(request).is_some(), "there was a change since");
 }
 
 fn party_completes(world: &mut World, party: &Party) {

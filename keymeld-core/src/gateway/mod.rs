@@ -257,6 +257,8 @@ pub struct Gateway {
     /// Sessions in memory by when they were used last.
     by_use: BTreeSet<(u64, SessionKey)>,
     uses: u64,
+    /// Of all sessions, so that none comes back with a revision that it had before.
+    last_revision: u64,
     /// Open sessions that are not in memory, and when they are read again.
     dormant: BTreeMap<SessionKey, u64>,
     completed: BoundedMap<KeygenId, Arc<Keygen>>,
@@ -287,6 +289,7 @@ impl Gateway {
             entries: BTreeMap::new(),
             by_use: BTreeSet::new(),
             uses: 0,
+            last_revision: 0,
             dormant: BTreeMap::new(),
             completed: BoundedMap::new(KEYGENS_CACHED_BYTES_MAX),
             tokens: BTreeMap::new(),

@@ -60,7 +60,8 @@ impl Gateway {
 
     pub(super) fn show_change(&mut self, now: Time, key: SessionKey) {
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.revision += 1;
+            self.last_revision += 1;
+            entry.revision = self.last_revision;
         }
         self.answer_polls(now, key, None);
     }

@@ -21,7 +21,8 @@ impl Gateway {
             }
             let open = self.wake(key) || matches!(work, Work::Resume | Work::Expire);
             self.commands.push_back(Command::Load(Query::Record(key.record())));
-            self.entries.insert(key, Entry::loading(open));
+            self.last_revision += 1;
+            self.entries.insert(key, Entry::loading(open, self.last_revision));
         }
         self.touch(key);
         let Some(entry) = self.entries.get_mut(&key) else { return };

@@ -157,7 +157,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn loading(open: bool) -> Entry {
+    pub(super) fn loading(open: bool, revision: u64) -> Entry {
         Entry {
             session: Session::Loading,
             open,
@@ -168,7 +168,7 @@ impl Entry {
             held_change: false,
             queue: VecDeque::new(),
             waiters: Vec::new(),
-            revision: 0,
+            revision,
             retries: 0,
             timers: BTreeMap::new(),
         }
