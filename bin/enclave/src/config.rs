@@ -25,25 +25,7 @@ pub(crate) const PREDECESSORS_MAX: usize = 64;
 
 /// The settings of an enclave, as its file and its environment name them. Unknown keys are refused.
 ///
-/// ```toml
-/// enclave_id = "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"
-/// listen = "vsock:4294967295:7000"   # or tcp:HOST:PORT (port 0: any), unix:PATH, uds:PATH:PORT
-/// workers = 2                        # as many as there are processors
-/// predecessors = []                  # PCR0, in hex, of images whose identities this one may open
-/// drain_ms = 5000
-/// exit_with_stdin = false
-///
-/// [link]
-/// connections_max = 16
-///
-/// [log]
-/// format = "text"                    # or json
-/// level = "info"
-///
-/// [development]                      # builds with the feature `dev` only
-/// state_dir = "/var/lib/keymeld/development"
-/// image = "development"
-/// ```
+#[doc = concat!("```toml\n", include_str!("../enclave.toml"), "```")]
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -218,6 +200,7 @@ mod tests {
     use std::ffi::OsString;
 
     use keymeld_transport::link::server::ServeLimits;
+    use keymeld_transport::process::log::LogSettings;
 
     use super::Config;
     use crate::Error;
@@ -232,6 +215,15 @@ mod tests {
     fn read(extra: &str, environment: &[(&str, &str)]) -> Result<Config, Error> {
         let pair = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
         Config::from_toml(&format!("{TEXT}{extra}\n{DEVELOPMENT}"), environment.iter().map(pair))
+    }
+
+    #[test]
+    fn the_example_is_good() {
+        let example = include_str!("../enclave.toml");
+        let (everywhere, _) = example.split_once("[development]").expect("it has that table");
+        let text = if cfg!(feature = "dev") { example } else { everywhere };
+        let config = Config::from_toml(text, []).expect("good");
+        assert_eq!((config.link.limits(), config.log), (ServeLimits::default(), LogSettings::default()));
     }
 
     #[test]

@@ -21,31 +21,7 @@ use crate::{ENVIRONMENT_PREFIX, Error};
 
 /// The settings of a gateway, as its file and its environment name them. Unknown keys are refused.
 ///
-/// ```toml
-/// listen = "127.0.0.1:8080"       # port 0: any that is free
-/// database = "/var/lib/keymeld/gateway.db"
-/// api_token_file = "/etc/keymeld/api-token"   # or api_token; without either anybody may reserve
-/// drain_ms = 5000
-/// exit_with_stdin = false
-///
-/// [[enclaves]]
-/// id = "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"
-/// address = "vsock:16:7000"       # or tcp:HOST:PORT, unix:PATH, uds:PATH:PORT
-///
-/// [keygen]
-/// timeout_default_ms = 86400000
-/// timeout_max_ms = 2592000000
-///
-/// [http]
-/// connections_max = 512
-///
-/// [link]
-/// connections = 2
-///
-/// [log]
-/// format = "text"                 # or json
-/// level = "info"
-/// ```
+#[doc = concat!("```toml\n", include_str!("../gateway.toml"), "```")]
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -96,8 +72,22 @@ pub struct EnclaveAddress {
 
 /// An operator's token. Debug does not show it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "TokenText")]
 pub struct ApiToken(pub String);
+
+/// What a token looks like in the settings. Untagged, because the error for another type then does not show
+/// the value.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a token is a text; put quotes around a number")]
+enum TokenText {
+    Text(String),
+}
+
+impl From<TokenText> for ApiToken {
+    fn from(TokenText::Text(token): TokenText) -> ApiToken {
+        ApiToken(token)
+    }
+}
 
 impl fmt::Debug for ApiToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -311,8 +301,9 @@ mod tests {
     use std::ffi::OsString;
 
     use keymeld_transport::link::pool::PoolOptions;
+    use keymeld_transport::process::log::LogSettings;
 
-    use super::{ApiToken, Config};
+    use super::{ApiToken, Config, HttpSettings, KeygenSettings, LinkSettings};
     use crate::Error;
 
     const TEXT: &str = "
@@ -327,6 +318,16 @@ mod tests {
     fn read(environment: &[(&str, &str)]) -> Result<Config, Error> {
         let pair = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
         Config::from_toml(TEXT, environment.iter().map(pair))
+    }
+
+    #[test]
+    fn the_example_is_good() {
+        let example = include_str!("../gateway.toml").replace("api_token_file", "# api_token_file");
+        let config = Config::from_toml(&example, []).expect("good");
+        assert_eq!(config.keygen, KeygenSettings::default());
+        assert_eq!(config.http, HttpSettings::default());
+        assert_eq!(config.link, LinkSettings::default());
+        assert_eq!(config.log, LogSettings::default());
     }
 
     #[test]
@@ -358,6 +359,9 @@ mod tests {
         let config = read(&[("KEYMELD_GATEWAY_API_TOKEN", "open sesame")]).expect("good");
         assert_eq!(config.api_token, Some(ApiToken("open sesame".into())));
         assert!(!format!("{config:?}").contains("sesame"));
+
+        let number = read(&[("KEYMELD_GATEWAY_API_TOKEN", "271828")]).expect_err("a number").to_string();
+        assert!(number.contains("quotes") && !number.contains("271828"), "{number}");
 
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("token");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use keymeld_core::api::http::Response;
@@ -91,12 +92,15 @@ impl Core {
         self.handle(Event::Started);
         self.commit();
         while self.batch() == Flow::On {}
-        for (_, pool) in self.pools {
-            pool.shutdown();
-        }
         if let Err(error) = self.store.close() {
             tracing::warn!(%error, "the log stays beside the database");
         }
+        // Each may take as long as an attempt to connect.
+        thread::scope(|scope| {
+            for (_, pool) in self.pools {
+                scope.spawn(|| pool.shutdown());
+            }
+        });
     }
 
     /// Waits for something to do, takes in what has come until now, and makes it durable.
