@@ -41,10 +41,10 @@ use std::time::Duration;
 use keymeld_core::enclave::{Enclave, Event};
 use keymeld_transport::link::address::Address;
 use keymeld_transport::link::server::{LinkServer, Listener, Service, serve};
+use keymeld_transport::process::announce;
 use keymeld_transport::process::log;
 use keymeld_transport::process::settings::SettingsError;
 use keymeld_transport::process::stop::Stops;
-use keymeld_transport::process::{EndsWithThread, announce};
 
 use crate::platform::Platform;
 use crate::service::{KeyQuestion, ModuleQuestion};
@@ -147,11 +147,7 @@ impl Running {
     }
 
     fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let guarded = move || {
-            let _guard = EndsWithThread;
-            run();
-        };
-        self.threads.push(thread::Builder::new().name(name).spawn(guarded)?);
+        self.threads.push(thread::Builder::new().name(name).spawn(run)?);
         Ok(())
     }
 

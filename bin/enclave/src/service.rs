@@ -6,6 +6,7 @@ use keymeld_core::enclave::identity::DataKey;
 use keymeld_core::enclave::{CommandToken, DataKeyContext, Event, Failed};
 use keymeld_core::secret::Secret;
 use keymeld_transport::nsm::Nsm;
+use keymeld_transport::process::EndsWithThread;
 
 use crate::worker::Inbound;
 
@@ -48,6 +49,7 @@ pub(crate) trait KeyService: Send {
 
 /// Answers until no worker is left.
 pub(crate) fn answer_for_module(mut nsm: Box<dyn Nsm>, questions: &Receiver<ModuleQuestion>) {
+    let _guard = EndsWithThread;
     while let Ok(question) = questions.recv() {
         let ModuleQuestion { asker, token, public_key, nonce, user_data } = question;
         let document = nsm.attest(public_key.as_deref(), nonce.as_deref(), user_data.as_deref());
@@ -62,6 +64,7 @@ pub(crate) fn answer_for_module(mut nsm: Box<dyn Nsm>, questions: &Receiver<Modu
 
 /// Answers until no worker is left.
 pub(crate) fn answer_for_keys(mut keys: Box<dyn KeyService>, questions: &Receiver<KeyQuestion>) {
+    let _guard = EndsWithThread;
     while let Ok(KeyQuestion { asker, token, task }) = questions.recv() {
         let event = match task {
             KeyTask::Generate(context) => Event::DataKeyGenerated { token, key: keys.generate(&context) },

@@ -9,6 +9,7 @@ use keymeld_core::enclave::{Command, Enclave, Event};
 use keymeld_core::entropy::Entropy;
 use keymeld_core::link::frame::Frame;
 use keymeld_transport::link::server::{ReplyError, ReplyHandle};
+use keymeld_transport::process::EndsWithThread;
 
 use crate::clock::Clock;
 use crate::service::{KeyQuestion, KeyTask, ModuleQuestion};
@@ -80,6 +81,8 @@ impl Worker {
 
     /// Runs until [`Inbound::Stop`].
     pub(crate) fn run(mut self) {
+        // Dropped before everything else: a panic answers nobody.
+        let _guard = EndsWithThread;
         loop {
             match self.next() {
                 Some(Inbound::Requested(frame, reply)) => self.requested(frame, reply),

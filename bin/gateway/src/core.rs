@@ -17,6 +17,7 @@ use keymeld_store::Store;
 use keymeld_store::limits::GROUP_TOKENS_MAX;
 use keymeld_transport::http::server::Responder;
 use keymeld_transport::link::pool::{LinkEvent, Pool};
+use keymeld_transport::process::EndsWithThread;
 
 use crate::clock::Clock;
 
@@ -89,6 +90,8 @@ impl Core {
 
     /// Runs until [`Inbound::Stop`].
     pub(crate) fn run(mut self) {
+        // Dropped before everything else: a panic answers nobody.
+        let _guard = EndsWithThread;
         self.handle(Event::Started);
         self.commit();
         while self.batch() == Flow::On {}

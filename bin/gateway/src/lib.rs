@@ -35,10 +35,10 @@ use keymeld_store::{OpenError, Store};
 use keymeld_transport::http::server::{Server, Service};
 use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::Pool;
+use keymeld_transport::process::announce;
 use keymeld_transport::process::log;
 use keymeld_transport::process::settings::SettingsError;
 use keymeld_transport::process::stop::Stops;
-use keymeld_transport::process::{EndsWithThread, announce};
 
 use crate::core::{Core, Inbound};
 
@@ -115,10 +115,7 @@ pub fn start(config: &Config) -> Result<Running, Error> {
     }
     let entropy = Entropy::new(Origin::Os, |out| getrandom::fill(out).map_err(|_| EntropyFailed));
     let core = Core::new(machine, store, entropy, pools, events);
-    let core = thread::Builder::new().name("core".to_owned()).spawn(move || {
-        let _guard = EndsWithThread;
-        core.run();
-    })?;
+    let core = thread::Builder::new().name("core".to_owned()).spawn(move || core.run())?;
     let server = Server::start(listener, config.http.limits(), service(inbox.clone()));
     let mut running = Running { server: None, address, drain: config.drain(), inbox, core: Some(core) };
     // Where this fails, dropping `running` ends the core thread.

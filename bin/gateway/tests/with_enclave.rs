@@ -9,14 +9,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use keymeld_core::api::http::{Method, Response};
 use keymeld_core::api::problem::Problem;
 use keymeld_core::api::proof::Subject;
-use keymeld_core::api::rest::{HealthResponse, ReserveRequest, SlotRequest};
+use keymeld_core::api::rest::{HealthResponse, InitRequest, ReserveRequest, SlotRequest};
+use keymeld_core::bytes::{Blob, Hash};
 use keymeld_core::crypto::auth::AuthKey;
 use keymeld_core::entropy::{Entropy, test_entropy};
 use keymeld_core::id::{KeygenId, UserId};
+use keymeld_core::record::{Family, Persist, Query, RecordKey, Token, Write};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 use keymeld_gateway::Config;
-use keymeld_transport::http::client::{Client, Outgoing};
+use keymeld_store::{Options, Store};
+use keymeld_transport::http::client::{Client, ClientError, Outgoing};
+use keymeld_transport::process::BROKEN_EXIT_CODE;
 use tempfile::TempDir;
 
 const ENCLAVE: &str = "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47";
@@ -76,6 +80,16 @@ impl Caller {
     }
 
     fn send(&mut self, method: Method, target: &str, body: &[u8], token: bool) -> Response {
+        self.try_send(method, target, body, token).expect("a reply")
+    }
+
+    fn try_send(
+        &mut self,
+        method: Method,
+        target: &str,
+        body: &[u8],
+        token: bool,
+    ) -> Result<Response, ClientError> {
         let subject = Subject { method, authority: self.client.authority(), target, body };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
         let unix_ms = u64::try_from(since.as_millis()).expect("soon enough");
@@ -83,7 +97,7 @@ impl Caller {
         let authorization = token.then_some("Bearer sesame");
         let proof = Some(proof.as_str());
         let outgoing = Outgoing { method, target, proof, authorization, body, timeout_ms: TIMEOUT_MS };
-        self.client.send(&outgoing).expect("a reply")
+        self.client.send(&outgoing)
     }
 
     /// The enclave is greeted, makes an identity and opens it, and nobody is told: ask on.
@@ -149,6 +163,31 @@ fn what_was_acknowledged_is_there_after_a_kill_of_either() {
     caller.await_enclave();
     assert_eq!(caller.reserve(true).body, reserved.body);
     kill(child);
+    running.stop();
+}
+
+#[test]
+fn a_database_that_somebody_else_writes_ends_the_process_loudly() {
+    let folder = TempDir::new().expect("a folder");
+    let running = enclave(folder.path());
+    let (mut child, address) = gateway(folder.path());
+    let mut caller = Caller::of(&address, 1);
+    caller.await_enclave();
+    assert!(matches!(caller.reserve(true).status, 200 | 201));
+
+    // Another writer, who got past the lock.
+    std::fs::remove_file(folder.path().join("gateway.db.lock")).expect("there is a lock");
+    let mut store = Store::open(&folder.path().join("gateway.db"), &Options::default()).expect("opens");
+    let record = RecordKey { family: Family::Keygen, id: KEYGEN.0 };
+    let head = store.load(&Query::Record(record)).expect("loads").remove(0);
+    let write = Write { key: head.key, replaces: head.version, open: true, body: head.body };
+    let answers = store.commit(&[Persist { token: Token(1), writes: vec![write] }]);
+    assert_eq!(answers, [(Token(1), Ok(()))]);
+
+    let init = InitRequest { manifest_hash: Hash([1; 32]), manifest: Blob(vec![1]), subsets: vec![] };
+    let target = format!("/api/v1/keygen/{KEYGEN}/init");
+    assert!(caller.try_send(Method::Post, &target, &strict::to_json(&init), false).is_err());
+    assert_eq!(child.wait().expect("ends").code(), Some(BROKEN_EXIT_CODE));
     running.stop();
 }
 
