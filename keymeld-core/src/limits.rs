@@ -12,6 +12,9 @@ pub const SUBSET_MEMBERS_SUM_MAX: usize = 1_000;
 pub const ITEMS_MAX: usize = 1_000;
 /// Sum over the items of an intent of branches times signers.
 pub const SHARES_MAX: usize = 20_000;
+/// Public nonces that one enclave may have to send in one run, each counted for every peer that gets it: all
+/// of them go into one frame.
+pub const NONCES_SENT_MAX: usize = 100_000;
 /// Tweaks applied to one key, in order.
 pub const TWEAKS_MAX: usize = 8;
 /// Bytes of a name in a manifest.

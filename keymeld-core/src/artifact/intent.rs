@@ -1,6 +1,6 @@
 //! The intent: what a requester wants signed. Sealed; its digest is what everybody signs and approves.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -16,7 +16,7 @@ use crate::crypto::hash::{Tag, sha256, tagged_hash};
 use crate::crypto::seal::{Context, SealKey};
 use crate::entropy::Entropy;
 use crate::id::{ItemId, KeygenId, SigningId, SubsetId, UserId};
-use crate::limits::{INTENT_BYTES_MAX, INTENT_LIFETIME_MAX_MS, SHARES_MAX, SKEW_MS};
+use crate::limits::{INTENT_BYTES_MAX, INTENT_LIFETIME_MAX_MS, NONCES_SENT_MAX, SHARES_MAX, SKEW_MS};
 use crate::refusal::Code;
 use crate::strict;
 
@@ -247,6 +247,7 @@ impl VerifiedIntent {
         }
         let mut ids = BTreeSet::new();
         let mut shares = 0;
+        let mut shares_of: BTreeMap<PublicKey, usize> = BTreeMap::new();
         for item in items {
             if !ids.insert(item.item_id) {
                 return Err(Code::BadItems);
@@ -262,8 +263,14 @@ impl VerifiedIntent {
                 }
             }
             shares += signers.len();
+            for signer in signers {
+                *shares_of.entry(signer.enclave_key).or_default() += 1;
+            }
         }
-        if shares > SHARES_MAX { Err(Code::BadItems) } else { Ok(()) }
+        // An enclave seals its nonces for each peer by itself.
+        let peers = shares_of.len() - 1;
+        let sent_max = shares_of.values().max().map_or(0, |shares| shares * peers);
+        if shares > SHARES_MAX || sent_max > NONCES_SENT_MAX { Err(Code::BadItems) } else { Ok(()) }
     }
 
     fn check_life(&self, roster: &Roster) -> Result<(), Code> {
