@@ -80,6 +80,17 @@ fn a_row_put_together_from_two_genuine_ones_is_refused() {
     row_refused(Code::IdentityRefused, |row| row.encrypted_data_key = other.encrypted_data_key.clone());
 }
 
+fn seed_context(row: &IdentityRow) -> Context {
+    Context::Seed {
+        enclave_id: row.enclave_id,
+        epoch: row.epoch,
+        key_arn: b"arn:test".to_vec(),
+        ecies_key: row.ecies_key,
+        identity_key: row.identity_key,
+        birth_pcr0: row.birth_pcr0.0.clone(),
+    }
+}
+
 /// A row whose seed the host chose, with all rights at the key service, and a document by this module.
 fn made_up(opening: &mut Opening, module: &Module, birth: impl FnOnce(&mut BirthUserData)) -> Vec<u8> {
     let seed = Secret::copied_from(&[5; 32]);
@@ -92,14 +103,7 @@ fn made_up(opening: &mut Opening, module: &Module, birth: impl FnOnce(&mut Birth
     let context =
         [row.enclave_id.as_bytes().as_slice(), &row.epoch.to_be_bytes(), &row.birth_pcr0.0].concat();
     opening.host.key_service.issued.insert(vec![6; 48], ([7; 32], context));
-    let seal = Context::Seed {
-        enclave_id: row.enclave_id,
-        epoch: row.epoch,
-        key_arn: b"arn:test".to_vec(),
-        ecies_key: row.ecies_key,
-        identity_key: row.identity_key,
-        birth_pcr0: row.birth_pcr0.0.clone(),
-    };
+    let seal = seed_context(row);
     let key = SealKey::new(Secret::copied_from(&[7; 32]));
     row.encrypted_seed = key.seal(&seal, seed.expose(), &mut fresh_entropy()).expect("small");
     let mut user_data = BirthUserData {
@@ -124,6 +128,15 @@ fn a_row_that_the_host_made_up_is_refused_for_want_of_a_birth_document() {
 
     let keeps_the_document = |opening: &mut Opening| drop(made_up(opening, &born(0).module, |_| ()));
     refused(Code::IdentityRefused, Opening::honest, Opening::open, keeps_the_document);
+    // With a document of this image, about keys that the sealed seed does not give.
+    refused(Code::IdentityRefused, Opening::honest, Opening::open, |opening| {
+        let document = made_up(opening, &born(0).module, |_| ());
+        let row = &mut opening.row;
+        row.birth_document = Blob(document);
+        let seal = seed_context(row);
+        let key = SealKey::new(Secret::copied_from(&[7; 32]));
+        row.encrypted_seed = key.seal(&seal, &[8; 32], &mut fresh_entropy()).expect("small");
+    });
     // By a root that the image was not built for, by another image, by a module in debug mode.
     let foreign = SoftwareRoot::generate(&mut test_entropy(77)).expect("test entropy");
     for module in [Module::new(&foreign, 1, "image"), Module::new(&ROOT, 1, "another image")] {

@@ -9,9 +9,10 @@ use keymeld_core::crypto::derive::Purpose;
 use keymeld_core::crypto::seal::{Context, Round, SealKey};
 use keymeld_core::enclave::bundle::{NonceBundle, PartialBundle};
 use keymeld_core::id::{AttemptId, SigningId};
-use keymeld_core::link::message::{Addressed, Aggregate, MakePartials, Request, RunKey};
+use keymeld_core::link::message::{Addressed, Aggregate, MakePartials, Reply, Request, RunKey};
 use keymeld_core::refusal::{Code, Refusal};
 
+use hostile::oracle::Oracle;
 use hostile::party::{Group, Person, careful, copy, delegated, fresh_entropy};
 use hostile::round::{Case, Run};
 use hostile::{World, keys, refused};
@@ -393,4 +394,26 @@ fn sealed_blobs_of_a_keygen_are_refused_in_the_place_of_an_intent_and_of_bundles
     with_partials(Code::BundleUnreadable, |run, group, _| {
         run.partials.insert(key(1), group.registrations[0].record.clone());
     });
+}
+
+/// What the oracle of all these tests says to an enclave that answers twice.
+#[test]
+#[should_panic(expected = "two answers with the same nonces")]
+fn the_oracle_notices_a_second_answer() {
+    let (mut world, _, run) = after_round_1();
+    let request = run.partials_request(1);
+    world.ask(1, request.clone()).expect("honest nonces");
+    world.oracle.saw(1, &request, &Reply::PartialsMade(Blob(vec![1; 400])));
+}
+
+/// And to one whose nonces come again, here because the oracle has forgotten the attempt.
+#[test]
+#[should_panic(expected = "a nonce was made twice")]
+fn the_oracle_notices_nonces_that_come_again() {
+    let (mut world, group, run) = after_round_1();
+    let made = run.nonces.iter().filter(|((from, _), _)| *from == key(1));
+    let made = made.map(|((_, to), blob)| Addressed { peer: *to, blob: blob.clone() }).collect();
+    world.oracle = Oracle::default();
+    world.open(&group, 1).expect("opens");
+    world.oracle.saw(1, &run.nonces_request(1), &Reply::NoncesMade(made));
 }

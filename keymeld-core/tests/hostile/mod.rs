@@ -29,7 +29,7 @@ pub(crate) const DAY_MS: u64 = 24 * 3_600_000;
 /// Several enclaves under one hostile gateway.
 pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
-    oracle: Oracle,
+    pub(crate) oracle: Oracle,
 }
 
 impl World {

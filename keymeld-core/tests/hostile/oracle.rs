@@ -4,7 +4,7 @@
 //! public nonce is to be made once, and to have one partial signature at most: over all tests of a binary.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use keymeld_core::bytes::{Hash, PublicKey, PublicNonce};
 use keymeld_core::crypto::auth;
@@ -49,7 +49,7 @@ impl Oracle {
                 let opened = pair_key(at, &make.run.aggregator).open(&Context::Partials(round), blob);
                 let bytes = opened.expect("sealed for the aggregator");
                 let bundle = PartialBundle::decode(&bytes, issued.nonces.len()).expect("one for each nonce");
-                let mut signed = SIGNED.lock().expect("unpoisoned");
+                let mut signed = SIGNED.lock().unwrap_or_else(PoisonError::into_inner);
                 for (nonce, partial) in issued.nonces.iter().zip(&bundle.partials) {
                     let earlier = signed.insert(nonce.0, partial.0);
                     assert!(earlier.is_none_or(|earlier| earlier == partial.0), "a nonce signed twice");
@@ -80,7 +80,7 @@ impl Oracle {
         if self.issued.get(&key).is_some_and(|issued| issued.nonces == nonces) {
             return;
         }
-        let mut made = MADE.lock().expect("unpoisoned");
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
         for nonce in &nonces {
             assert!(made.insert(nonce.0), "a nonce was made twice");
         }
