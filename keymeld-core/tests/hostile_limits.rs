@@ -11,7 +11,7 @@ use keymeld_core::crypto::auth::AuthKey;
 use keymeld_core::crypto::envelope;
 use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::{Context, SealError, SealKey};
-use keymeld_core::enclave::{SESSIONS_OPEN_MAX, SHARES_HELD_MAX};
+use keymeld_core::enclave::{BYTES_PER_SHARE, SESSIONS_OPEN_MAX, SHARES_HELD_MAX};
 use keymeld_core::id::{ItemId, KeygenId, SubsetId};
 use keymeld_core::limits::{
     ENVELOPE_BYTES_MAX, INTENT_BYTES_MAX, ITEMS_MAX, MANIFEST_BYTES_MAX, NAME_BYTES_MAX, NONCES_SENT_MAX,
@@ -394,4 +394,25 @@ fn the_nonces_kept_are_bounded_and_the_oldest_attempt_goes_first() {
     let mut expected = vec![Code::BundleMismatch; kept + 1];
     expected[0] = Code::UnknownAttempt;
     assert_eq!(codes.collect::<Vec<Code>>(), expected);
+}
+
+/// A request for two signatures may be half a megabyte long, and an attempt keeps it.
+#[test]
+fn long_intents_push_others_out_before_they_fill_the_memory() {
+    let mut case = Case::new(Group::of(vec![Person::at(0, careful()), Person::at(1, delegated())]));
+    case.world.open(&case.group, 0).expect("opens");
+    let mut run = case.run();
+    let Case { mut world, mut group, intent, .. } = case;
+    let body = spaced(strict::to_json(&intent), INTENT_BYTES_MAX);
+    let key = group.people[0].auth(group.keygen_id());
+    let signature = key.sign(Tag::Intent, &[&body], &mut group.entropy).expect("test entropy");
+    let sealed = group.seal_intent_bytes(intent.signing_id, body, signature);
+    (run.intent, run.key.digest) = (sealed.sealed, sealed.digest);
+    let each = run.intent.0.len();
+    let kept = SHARES_HELD_MAX * BYTES_PER_SHARE / each;
+    for _ in 0..kept + 20 {
+        run.again().round_1(&mut world, 0).expect("authorised");
+    }
+    let held = world.hosts[0].enclave.attempts_held();
+    assert!(held <= kept && held > kept / 2, "{held} attempts of {each} bytes are held");
 }

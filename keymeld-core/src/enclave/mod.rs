@@ -36,6 +36,8 @@ use signing::Attempt;
 pub const SESSIONS_OPEN_MAX: usize = 4_096;
 /// Nonces and cached answers that one worker holds, in signatures; more push the oldest attempts out.
 pub const SHARES_HELD_MAX: usize = 200_000;
+/// So many bytes of a request and of its answer weigh as much as a signature.
+pub const BYTES_PER_SHARE: usize = 512;
 /// Pair keys that one worker caches.
 pub const PAIR_KEYS_MAX: usize = 4_096;
 /// Questions to the security module or the key service that may be open at a time.

@@ -7,10 +7,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::Enclave;
 use super::bundle::{NonceBundle, PartialBundle};
 use super::identity::Identity;
 use super::session::OpenSession;
+use super::{BYTES_PER_SHARE, Enclave};
 use crate::artifact::authority::{VerifiedApprovals, authorise};
 use crate::artifact::intent::{SealedIntent, VerifiedIntent};
 use crate::artifact::registration::Record;
@@ -108,7 +108,7 @@ impl Enclave {
             let partials = attempt.sign(own, &view)?;
             let reply = attempt.finish(&identity, &view, &partials, &BTreeMap::new(), entropy)?;
             attempt.stage = Stage::Answered { request, reply: reply.clone() };
-            self.keep(attempt);
+            self.keep(attempt, body.len());
             return Ok(reply);
         }
         let bundle = NonceBundle::new(nonces.public.clone()).encode();
@@ -119,10 +119,11 @@ impl Enclave {
             let blob = pair_key.seal(&context, &bundle, entropy).map_err(Code::from)?;
             addressed.push(Addressed { peer: *peer, blob });
         }
+        let bytes = body.len() + addressed.iter().map(|to| to.blob.0.len()).sum::<usize>();
         nonces.reply = Reply::NoncesMade(addressed);
         let reply = nonces.reply.clone();
         attempt.stage = Stage::AwaitingNonces(nonces);
-        self.keep(attempt);
+        self.keep(attempt, bytes);
         Ok(reply)
     }
 
@@ -183,8 +184,10 @@ impl Enclave {
         Ok(reply)
     }
 
-    fn keep(&mut self, attempt: Attempt) {
-        let weight = 1 + attempt.items.iter().map(|item| item.signers.len()).sum::<usize>();
+    /// Holds an attempt for the next round. `bytes` are the request's, whose intent it keeps, and the answer's.
+    fn keep(&mut self, attempt: Attempt, bytes: usize) {
+        let shares = attempt.items.iter().map(|item| item.signers.len()).sum::<usize>();
+        let weight = 1 + shares + bytes / BYTES_PER_SHARE;
         self.attempts.insert(attempt_key(&attempt.run), weight, attempt);
     }
 
