@@ -131,7 +131,7 @@ impl<const N: usize> fmt::Debug for Secret<N> {
     }
 }
 
-/// An operator's API token, as a caller sent it. Wiped with its last clone: clones share the one copy.
+/// An operator's API token, compared in constant time. Wiped with its last clone: clones share the one copy.
 #[derive(Clone)]
 pub struct ApiToken(Arc<Zeroizing<String>>);
 

@@ -19,7 +19,7 @@ use keymeld_core::id::EnclaveId;
 use keymeld_core::musig::aggregate::KeyAgg;
 use keymeld_core::musig::nonce::SigningNonce;
 use keymeld_core::musig::round::{Session, aggregate_nonces};
-use keymeld_core::secret::Secret;
+use keymeld_core::secret::{ApiToken, Secret};
 use keymeld_core::time::Time;
 use keymeld_core::{enclave, strict};
 use sample::{KEYGEN_ID, Sample, enclave_ecies};
@@ -184,7 +184,7 @@ fn the_operators_token_is_shown_nowhere() {
     assert_shows_nothing(&event, &token);
 
     let mut config = Config::new(vec![EnclaveId([1; 16])]);
-    config.api_token = Some(TOKEN.into());
+    config.api_token = Some(ApiToken::new(TOKEN.into()));
     assert_shows_nothing(&config, &token);
     let mut gateway = Gateway::new(config);
     let now = Time { unix_ms: 1_800_000_000_000, mono_ms: 0 };

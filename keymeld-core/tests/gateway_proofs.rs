@@ -172,7 +172,7 @@ fn the_status_of_a_signing_takes_the_session_key_or_that_of_a_user() {
 #[test]
 fn reserving_may_need_the_operators_token() {
     let mut world = World::unstarted(2);
-    world.config.api_token = Some("secret".into());
+    world.config.api_token = Some(ApiToken::new("secret".into()));
     world.crash();
     world.find(gateway_support::enclave_id(1));
     world.run();

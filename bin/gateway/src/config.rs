@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,12 +9,13 @@ use std::time::Duration;
 
 use keymeld_core::gateway;
 use keymeld_core::id::EnclaveId;
+use keymeld_core::secret::ApiToken;
 use keymeld_transport::http::server::ServerLimits;
 use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::PoolOptions;
 use keymeld_transport::process::log::LogSettings;
 use keymeld_transport::process::settings;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::{ENVIRONMENT_PREFIX, Error};
 
@@ -35,7 +35,7 @@ pub struct Config {
     /// The enclaves, in the order in which slots are dealt out.
     pub enclaves: Vec<EnclaveAddress>,
     /// What reserving a keygen needs, as a bearer token.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "token")]
     pub api_token: Option<ApiToken>,
     /// A file that holds it instead; white space around it is not part of it.
     #[serde(default)]
@@ -70,29 +70,15 @@ pub struct EnclaveAddress {
     pub address: Address,
 }
 
-/// An operator's token. Debug does not show it.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(from = "TokenText")]
-pub struct ApiToken(pub String);
-
-/// What a token looks like in the settings. Untagged, because the error for another type then does not show
-/// the value.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a token is a text; put quotes around a number")]
-enum TokenText {
-    Text(String),
-}
-
-impl From<TokenText> for ApiToken {
-    fn from(TokenText::Text(token): TokenText) -> ApiToken {
-        ApiToken(token)
+/// Reads a token. Untagged, because the error for another type then does not show the value.
+fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ApiToken>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a token is a text; put quotes around a number")]
+    enum Token {
+        Text(String),
     }
-}
-
-impl fmt::Debug for ApiToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiToken")
-    }
+    let Token::Text(text) = Token::deserialize(deserializer)?;
+    Ok(Some(ApiToken::new(text)))
 }
 
 /// The table `keygen`.
@@ -259,9 +245,9 @@ impl Config {
                 return bad("api_token_file", "api_token is set too");
             }
             let token = fs::read_to_string(path).map_err(Error::TokenFile)?;
-            self.api_token = Some(ApiToken(token.trim().to_owned()));
+            self.api_token = Some(ApiToken::new(token.trim().to_owned()));
         }
-        if self.api_token.as_ref().is_some_and(|ApiToken(token)| token.is_empty()) {
+        if self.api_token.as_ref().is_some_and(|token| token.expose().is_empty()) {
             return bad("api_token", "an empty token protects nothing");
         }
         let KeygenSettings { timeout_default_ms, timeout_max_ms } = self.keygen;
@@ -281,9 +267,10 @@ impl Config {
     pub(crate) fn machine(&self) -> gateway::Config {
         gateway::Config {
             enclaves: self.enclaves.iter().map(|enclave| enclave.id).collect(),
-            api_token: self.api_token.as_ref().map(|ApiToken(token)| token.clone()),
+            api_token: self.api_token.clone(),
             keygen_timeout_default_ms: self.keygen.timeout_default_ms,
             keygen_timeout_max_ms: self.keygen.timeout_max_ms,
+            ..gateway::Config::new(Vec::new())
         }
     }
 
@@ -357,7 +344,7 @@ mod tests {
     #[test]
     fn a_token_comes_from_one_place_and_is_not_shown() {
         let config = read(&[("KEYMELD_GATEWAY_API_TOKEN", "open sesame")]).expect("good");
-        assert_eq!(config.api_token, Some(ApiToken("open sesame".into())));
+        assert_eq!(config.api_token, Some(ApiToken::new("open sesame".into())));
         assert!(!format!("{config:?}").contains("sesame"));
 
         let number = read(&[("KEYMELD_GATEWAY_API_TOKEN", "271828")]).expect_err("a number").to_string();
@@ -367,7 +354,7 @@ mod tests {
         let path = folder.path().join("token");
         std::fs::write(&path, "open sesame\n").expect("writes");
         let file = ("KEYMELD_GATEWAY_API_TOKEN_FILE", path.to_str().expect("UTF-8"));
-        assert_eq!(read(&[file]).expect("good").api_token, Some(ApiToken("open sesame".into())));
+        assert_eq!(read(&[file]).expect("good").api_token, Some(ApiToken::new("open sesame".into())));
         let both = [file, ("KEYMELD_GATEWAY_API_TOKEN", "x")];
         assert!(matches!(read(&both), Err(Error::Setting { key: "api_token_file", .. })));
         let absent = [("KEYMELD_GATEWAY_API_TOKEN_FILE", "absent")];

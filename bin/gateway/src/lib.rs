@@ -42,7 +42,7 @@ use keymeld_transport::process::stop::Stops;
 
 use crate::core::{Core, Inbound};
 
-pub use config::{ApiToken, Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings};
+pub use config::{Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings};
 
 /// What the names of environment variables begin with.
 pub const ENVIRONMENT_PREFIX: &str = "KEYMELD_GATEWAY_";

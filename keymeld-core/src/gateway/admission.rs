@@ -2,8 +2,6 @@
 
 use alloc::sync::Arc;
 
-use subtle::ConstantTimeEq;
-
 use super::proofs::ProofCache;
 use super::session::{Session, SessionKey, Work};
 use super::{Gateway, RequestId};
@@ -35,7 +33,7 @@ impl Gateway {
                 return self.respond(request, problem::ok(200, &health));
             }
             Call::Reserve { request: body, caller, token } => {
-                let token = token.as_ref().map(ApiToken::expose);
+                let token = token.as_ref();
                 if let Err(response) = self.admit_reservation(now, caller, body.session_key, token) {
                     return self.respond(request, response);
                 }
@@ -66,13 +64,10 @@ impl Gateway {
         now: Time,
         caller: &Caller,
         session_key: XOnlyKey,
-        token: Option<&str>,
+        token: Option<&ApiToken>,
     ) -> Result<(), Response> {
-        if let Some(expected) = &self.config.api_token {
-            let given = token.unwrap_or_default();
-            if !bool::from(given.as_bytes().ct_eq(expected.as_bytes())) {
-                return Err(problem::refused(&Code::TokenRequired.into()));
-            }
+        if self.config.api_token.is_some() && self.config.api_token.as_ref() != token {
+            return Err(problem::refused(&Code::TokenRequired.into()));
         }
         self.admit(now, caller, caller.key == session_key)
     }

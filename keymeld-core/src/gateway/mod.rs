@@ -21,10 +21,8 @@ mod signing;
 mod timers;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
 
 use crate::api::http::Response;
 use crate::api::problem;
@@ -35,6 +33,7 @@ use crate::id::{EnclaveId, KeygenId, SigningId};
 use crate::link::message::{Reply, Request};
 use crate::record::{LoadError, Persist, PersistError, Query, RecordKey, Row, Token};
 use crate::refusal::Code;
+use crate::secret::ApiToken;
 use crate::time::{Deadline, DeadlineReason, Time};
 use enclaves::Member;
 use keygen::Keygen;
@@ -69,13 +68,13 @@ pub const RETRY_MS_MIN: u64 = 100;
 /// The longest such pause.
 pub const RETRY_MS_MAX: u64 = 5_000;
 
-/// What an operator configures. Its Debug shows of the token only whether there is one.
-#[derive(Clone)]
+/// What an operator configures.
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The enclaves, in the order that slots are dealt out.
     pub enclaves: Vec<EnclaveId>,
     /// What reserving needs, where set.
-    pub api_token: Option<String>,
+    pub api_token: Option<ApiToken>,
     /// How long a keygen may take where the coordinator does not say.
     pub keygen_timeout_default_ms: u64,
     /// How long a keygen may take at most.
@@ -95,18 +94,6 @@ impl Config {
             keygen_timeout_max_ms: 30 * DAY_MS,
             sessions_max: SESSIONS_MAX,
         }
-    }
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { enclaves, api_token, keygen_timeout_default_ms, keygen_timeout_max_ms } = self;
-        f.debug_struct("Config")
-            .field("enclaves", enclaves)
-            .field("has_api_token", &api_token.is_some())
-            .field("keygen_timeout_default_ms", keygen_timeout_default_ms)
-            .field("keygen_timeout_max_ms", keygen_timeout_max_ms)
-            .finish()
     }
 }
 
