@@ -103,6 +103,10 @@ fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream
     let mut last = io::Error::from(ErrorKind::NotFound);
     for address in (bare, port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, left_until(deadline)?) {
+            // A connection to a free port of this host may meet itself, and then nobody can listen there.
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                last = ErrorKind::ConnectionRefused.into();
+            }
             Ok(stream) => {
                 // Frames are coalesced before they are written.
                 stream.set_nodelay(true)?;

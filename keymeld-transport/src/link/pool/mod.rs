@@ -62,7 +62,7 @@ impl PoolOptions {
     /// Default of [`backoff_min_ms`](Self::backoff_min_ms).
     pub const BACKOFF_MIN_MS: u64 = 50;
     /// Default of [`backoff_max_ms`](Self::backoff_max_ms).
-    pub const BACKOFF_MAX_MS: u64 = 5_000;
+    pub const BACKOFF_MAX_MS: u64 = 1_000;
 }
 
 impl Default for PoolOptions {
