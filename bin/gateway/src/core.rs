@@ -19,7 +19,7 @@ use keymeld_transport::http::server::Responder;
 use keymeld_transport::link::pool::{LinkEvent, Pool};
 use keymeld_transport::process::EndsWithThread;
 
-use crate::clock::Clock;
+use keymeld_transport::clock::Clock;
 
 /// Events that are taken in before what they want to write is made durable.
 const BATCH_MAX: usize = GROUP_TOKENS_MAX;

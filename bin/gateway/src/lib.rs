@@ -10,9 +10,8 @@
 //!
 //! **Invariant:** the core thread is the only one that decides. Where it panics the process ends.
 //!
-//! Modules: `config` (settings), `core` (the core thread), `clock`.
+//! Modules: `config` (settings), `core` (the core thread).
 
-mod clock;
 mod config;
 mod core;
 
