@@ -249,12 +249,12 @@ fn without_the_approval_that_a_user_requires_nothing_is_made_for_it() {
 
 #[test]
 fn an_approval_of_another_intent_is_refused() {
-    approving(Code::ApprovalInvalid, |approval, _, group| {
+    approving(Code::ApprovalMissing, |approval, _, group| {
         let other = group.intent();
         *approval = group.approve(1, &other, Hash([1; 32]), false);
     });
     // The same under this intent's ids: the signature is still over the other.
-    approving(Code::ApprovalInvalid, |approval, run, group| {
+    approving(Code::ApprovalMissing, |approval, run, group| {
         let other = group.intent();
         let made = group.approve(1, &other, Hash([1; 32]), false);
         *approval = Approval { signing_id: run.key.signing_id, intent_digest: run.key.digest, ..made };
@@ -263,7 +263,7 @@ fn an_approval_of_another_intent_is_refused() {
 
 #[test]
 fn an_approval_of_another_user_is_refused() {
-    approving(Code::ApprovalInvalid, |approval, run, group| {
+    approving(Code::ApprovalMissing, |approval, run, group| {
         let intent = Intent { signing_id: run.key.signing_id, ..group.intent() };
         let made = group.approve(2, &intent, run.key.digest, false);
         *approval = Approval { user_id: group.people[1].user_id, ..made };
@@ -272,14 +272,14 @@ fn an_approval_of_another_user_is_refused() {
         let intent = Intent { signing_id: run.key.signing_id, ..group.intent() };
         *approval = group.approve(2, &intent, run.key.digest, false);
     });
-    approving(Code::UserNotInRoster, |approval, _, _| {
+    approving(Code::ApprovalMissing, |approval, _, _| {
         approval.user_id = Person::at(0, careful()).user_id;
     });
 }
 
 #[test]
 fn an_approval_made_with_the_auth_key_of_another_keygen_is_refused() {
-    approving(Code::ApprovalInvalid, |approval, run, group| {
+    approving(Code::ApprovalMissing, |approval, run, group| {
         let person = &group.people[1];
         let key = user_auth_key(&person.private_key, KeygenId([9; 16])).expect("a key");
         let (signing_id, digest) = (run.key.signing_id, run.key.digest);
@@ -290,7 +290,7 @@ fn an_approval_made_with_the_auth_key_of_another_keygen_is_refused() {
 
 #[test]
 fn an_approval_of_the_same_intent_for_another_roster_is_refused() {
-    refused(Code::ApprovalInvalid, case, Case::signatures, |case| {
+    refused(Code::ApprovalMissing, case, Case::signatures, |case| {
         let other = Intent { roster_hash: Hash([8; 32]), ..case.intent.clone() };
         case.before(move |run, group, _| {
             let digest = tagged_hash(Tag::Intent, &[&strict::to_json(&other)]);
@@ -301,18 +301,18 @@ fn an_approval_of_the_same_intent_for_another_roster_is_refused() {
 
 #[test]
 fn an_approval_altered_in_any_field_is_refused() {
-    approving(Code::UnsupportedVersion, |approval, _, _| approval.version = 2);
-    approving(Code::ApprovalInvalid, |approval, _, _| approval.signing_id = SigningId([1; 16]));
-    approving(Code::ApprovalInvalid, |approval, _, group| approval.user_id = group.people[0].user_id);
-    approving(Code::ApprovalInvalid, |approval, _, _| approval.intent_digest = Hash([1; 32]));
-    approving(Code::ApprovalInvalid, |approval, _, _| approval.blind = true);
-    approving(Code::ApprovalInvalid, |approval, _, _| approval.signature.0[63] ^= 1);
+    approving(Code::ApprovalMissing, |approval, _, _| approval.version = 2);
+    approving(Code::ApprovalMissing, |approval, _, _| approval.signing_id = SigningId([1; 16]));
+    approving(Code::ApprovalMissing, |approval, _, group| approval.user_id = group.people[0].user_id);
+    approving(Code::ApprovalMissing, |approval, _, _| approval.intent_digest = Hash([1; 32]));
+    approving(Code::ApprovalMissing, |approval, _, _| approval.blind = true);
+    approving(Code::ApprovalMissing, |approval, _, _| approval.signature.0[63] ^= 1);
 }
 
 #[test]
 fn a_decline_or_a_cancellation_is_no_approval() {
     for kind in [WithdrawalKind::Decline, WithdrawalKind::Cancel] {
-        approving(Code::ApprovalInvalid, move |approval, run, group| {
+        approving(Code::ApprovalMissing, move |approval, run, group| {
             let person = &group.people[1];
             let key = person.auth(group.manifest.keygen_id);
             let (signing_id, digest) = (run.key.signing_id, run.key.digest);
@@ -323,11 +323,20 @@ fn a_decline_or_a_cancellation_is_no_approval() {
     }
 }
 
+/// Whoever can put an approval there that does not verify must not be able to undo the others'.
 #[test]
-fn two_approvals_of_one_user_are_refused() {
-    refused(Code::DuplicateUser, case, Case::signatures, |case| {
-        case.before(|run, _, _| run.approvals.push(run.approvals[0]));
+fn approvals_that_do_not_verify_take_nobodys_consent_away() {
+    let mut case = case();
+    case.before(|run, group, _| {
+        let good = run.approvals[0];
+        let mut forged = good;
+        forged.signature.0[63] ^= 1;
+        let stranger = Approval { user_id: Person::at(0, careful()).user_id, ..good };
+        let other = group.intent();
+        let unasked = group.approve(0, &other, Hash([1; 32]), true);
+        run.approvals = vec![forged, stranger, unasked, good, good];
     });
+    assert!(case.signatures().is_ok());
 }
 
 /// One item that does not say what it signs; everybody agrees to that in its own way.
@@ -484,7 +493,7 @@ fn all_rules_hold_where_all_signers_share_one_enclave() {
     refused(Code::RosterHashMismatch, together, Case::signatures, |case| {
         case.intent.roster_hash = Hash([1; 32]);
     });
-    refused(Code::ApprovalInvalid, together, Case::signatures, |case| {
+    refused(Code::ApprovalMissing, together, Case::signatures, |case| {
         case.before(|run, _, _| run.approvals[0].blind = true);
     });
 }

@@ -122,13 +122,16 @@ fn the_sum_of_signers_over_all_items_is_bounded() {
 }
 
 #[test]
-fn approvals_are_bounded_by_the_roster() {
+fn approvals_are_bounded_by_the_largest_roster() {
     let approved = || {
         let mut people = crowd(PARTICIPANTS_MAX, careful());
         people[0].rules = delegated();
-        Case::new(Group::of(people))
+        let mut case = Case::new(Group::of(people));
+        // One of each, but for the requester; one is there twice.
+        case.approvers.push((50, false));
+        case
     };
-    refused(Code::DuplicateUser, approved, Case::signatures, |case| case.approvers.push((50, false)));
+    refused(Code::TooManyParticipants, approved, Case::signatures, |case| case.approvers.push((50, false)));
 }
 
 #[test]

@@ -490,3 +490,25 @@ fn a_record_that_names_an_enclave_without_giving_it_the_key_is_refused_there() {
     );
     assert_eq!(refusal.culprits.len(), 1);
 }
+
+/// The gateway checks approvals by the hint: another key in it would let approvals through that no enclave takes.
+#[test]
+fn hints_that_are_not_what_the_record_says_are_refused() {
+    let ask = |message: CheckRegistration| World::new(2).ask(0, Request::CheckRegistration(message));
+    let honest = || group().check_message(0);
+    refused(Code::RecordMismatch, honest, ask, |message| {
+        message.auth_key = group().check_message(1).auth_key
+    });
+    refused(Code::RecordMismatch, honest, ask, |message| message.approval_required ^= true);
+}
+
+/// Nobody may believe in a rule that no enclave keeps yet.
+#[test]
+fn a_rule_that_is_not_supported_yet_is_refused() {
+    both(Code::Unsupported, |group| {
+        let rules = Rules { bind_nonces: true, ..group.people[1].rules };
+        let user_id = group.people[1].user_id;
+        let record = Record { rules, ..group.record(1) };
+        group.registrations[1].record = group.forge_record(user_id, &record, 1);
+    });
+}

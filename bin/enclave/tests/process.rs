@@ -162,6 +162,8 @@ fn every_worker_knows_an_identity_that_one_opened_and_all_drain() {
             user_id: keymeld_core::id::UserId([1; 16]),
             envelope: Blob(vec![0; 8]),
             record: Blob(vec![0; 8]),
+            auth_key: row.identity_key,
+            approval_required: true,
         });
         assert_eq!(refused(enclave.ask(check)), Code::EnvelopeUnreadable);
     }

@@ -7,35 +7,46 @@ use super::intent::VerifiedIntent;
 use super::registration::{ApprovalRule, Record};
 use super::roster::Roster;
 use crate::id::UserId;
+use crate::limits::PARTICIPANTS_MAX;
 use crate::refusal::{Code, Refusal};
 
-/// Approvals whose signatures were checked against a roster and an intent.
+/// Approvals whose signatures were checked against a roster and an intent, one of each user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedApprovals(Vec<Approval>);
 
 impl VerifiedApprovals {
-    /// Verifies all approvals that came with an intent. One bad approval refuses them all: whoever put it
-    /// there could as well have left it out.
+    /// Keeps those that verify, of the users that are asked about. Whatever else came is as good as not
+    /// sent: whoever put it there is unknown, and nobody's consent gets lost by it.
     ///
     /// # Errors
-    /// [`Code::ApprovalInvalid`], [`Code::UserNotInRoster`], [`Code::DuplicateUser`], blaming nobody.
+    /// [`Code::TooManyParticipants`] for more approvals than a session can have.
     pub fn verify(
         roster: &Roster,
         intent: &VerifiedIntent,
         approvals: &[Approval],
+        mut asked: impl FnMut(&Record) -> bool,
     ) -> Result<VerifiedApprovals, Code> {
-        for (index, approval) in approvals.iter().enumerate() {
-            let record = roster.record(approval.user_id).ok_or(Code::UserNotInRoster)?;
-            if approval.intent_digest != intent.digest() || approval.signing_id != intent.intent().signing_id
-            {
-                return Err(Code::ApprovalInvalid);
-            }
-            if approvals[..index].iter().any(|earlier| earlier.user_id == approval.user_id) {
-                return Err(Code::DuplicateUser);
-            }
-            approval.verify(&record.auth_key)?;
+        if approvals.len() > PARTICIPANTS_MAX {
+            return Err(Code::TooManyParticipants);
         }
-        Ok(VerifiedApprovals(approvals.to_vec()))
+        let mut verified: Vec<Approval> = Vec::new();
+        for approval in approvals {
+            let Some(record) = roster.record(approval.user_id).filter(|record| asked(record)) else {
+                continue;
+            };
+            let about_this = approval.intent_digest == intent.digest()
+                && approval.signing_id == intent.intent().signing_id;
+            let first = verified.iter().all(|earlier| earlier.user_id != approval.user_id);
+            if about_this && first && approval.verify(&record.auth_key).is_ok() {
+                verified.push(*approval);
+            }
+        }
+        Ok(VerifiedApprovals(verified))
+    }
+
+    /// Whose they are.
+    pub fn users(&self) -> impl Iterator<Item = UserId> {
+        self.0.iter().map(|approval| approval.user_id)
     }
 
     fn of(&self, user_id: UserId) -> Option<&Approval> {

@@ -34,7 +34,7 @@ pub struct Rules {
     pub allow_blind: bool,
     /// Whether a delegated key makes adaptor signatures.
     pub allow_adaptors: bool,
-    /// Whether partials wait for a second approval of the aggregate nonces.
+    /// Whether partials wait for a second approval of the aggregate nonces. Defined; not supported yet.
     pub bind_nonces: bool,
     /// When the key stops signing, milliseconds since 1970.
     pub valid_until: u64,
@@ -191,6 +191,9 @@ impl Registrant<'_> {
     /// # Errors
     /// [`Code`]: the user is not in the manifest, its pin needs another key, or no entropy.
     pub fn register(&self, entropy: &mut Entropy) -> Result<Registration, Code> {
+        if self.rules.bind_nonces {
+            return Err(Code::Unsupported);
+        }
         let keygen_id = self.manifest.keygen_id;
         let participant = self.manifest.participant(self.user_id).ok_or(Code::UserNotInRoster)?;
         let signing_key = AuthKey::new(self.private_key)?;
@@ -321,6 +324,10 @@ pub fn open_record(
     }
     if record.keygen_id != manifest.keygen_id || record.user_id != user_id {
         return Err(Code::RecordMismatch);
+    }
+    // A rule that nobody keeps yet must not be believed in.
+    if record.rules.bind_nonces {
+        return Err(Code::Unsupported);
     }
     check_public_key(&record.public_key)?;
     check_public_key(&record.enclave_key)?;

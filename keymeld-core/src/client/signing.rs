@@ -159,8 +159,8 @@ impl Client {
             return Ok(self.ask_for_signatures(Box::new(intent)));
         }
         intent.check_time(now.unix_ms)?;
-        VerifiedApprovals::verify(key.roster(), &intent, &shown.approvals).map_err(unverified)?;
-        let approved = shown.approvals.iter().map(|approval| approval.user_id).collect();
+        let approvals = VerifiedApprovals::verify(key.roster(), &intent, &shown.approvals, |_| true);
+        let approved = approvals.map_err(unverified)?.users().collect();
         Ok(Turn::Done(Done::Reviewed(Box::new(Review { intent, approved }))))
     }
 

@@ -9,7 +9,9 @@ use super::Enclave;
 use super::identity::Identity;
 use crate::artifact::certificate::Certificate;
 use crate::artifact::manifest::Manifest;
-use crate::artifact::registration::{OpenedEnvelope, VerifiedRecord, open_envelope, open_record};
+use crate::artifact::registration::{
+    ApprovalRule, OpenedEnvelope, VerifiedRecord, open_envelope, open_record,
+};
 use crate::artifact::roster::Roster;
 use crate::bytes::{Blob, Hash, PublicKey};
 use crate::crypto::derive::Purpose;
@@ -89,6 +91,10 @@ impl Enclave {
             return Err(Code::WrongEnclaveKey.into());
         }
         opened.check_record(&verified.record)?;
+        let approval_required = opened.rules.approval == ApprovalRule::Required;
+        if check.auth_key != verified.record.auth_key || check.approval_required != approval_required {
+            return Err(Code::RecordMismatch.into());
+        }
         if opened.rules.valid_until <= self.unix_ms(now)? {
             return Err(Code::RegistrationExpired.into());
         }

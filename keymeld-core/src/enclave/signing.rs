@@ -294,7 +294,8 @@ fn begin(
     let signing_seal = session.signing_seal(run.signing_id);
     let sealed = SealedIntent { sealed: make.intent.clone(), digest: run.digest };
     let intent = VerifiedIntent::open(&roster, run.signing_id, &signing_seal, &sealed)?;
-    let approvals = VerifiedApprovals::verify(&roster, &intent, &make.approvals)?;
+    let is_own = |record: &Record| record.enclave_key == run.enclave_key;
+    let approvals = VerifiedApprovals::verify(&roster, &intent, &make.approvals, is_own)?;
     let items = item_signers(&roster, &intent)?;
     let mut peers: BTreeSet<PublicKey> =
         items.iter().flat_map(|item| &item.signers).map(|signer| signer.enclave_key).collect();

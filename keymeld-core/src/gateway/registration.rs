@@ -46,6 +46,8 @@ impl Gateway {
             user_id: body.user_id,
             envelope: body.envelope.clone(),
             record: body.record.clone(),
+            auth_key: body.auth_key,
+            approval_required: body.approval_required,
         };
         let enclave_id = keygen.rows.head.slots[slot].enclave_id;
         keygen.checking.insert(request, body);

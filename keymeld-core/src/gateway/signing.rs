@@ -337,6 +337,9 @@ fn approve(
     if !about_this {
         return step.refuse(request, Code::ApprovalInvalid);
     }
+    if !signing.concerned().contains(&approval.user_id) {
+        return step.refuse(request, Code::KeyNotAllowed);
+    }
     if let Some(held) = signing.approval(approval.user_id) {
         return if held.blind == approval.blind {
             step.respond(request, problem::ok(200, &signing.status(id, 0)));

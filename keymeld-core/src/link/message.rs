@@ -225,6 +225,12 @@ pub struct CheckRegistration {
     /// The sealed record.
     #[n(6)]
     pub record: Blob,
+    /// What the gateway was told of the record, and goes by: the auth key,
+    #[n(7)]
+    pub auth_key: XOnlyKey,
+    /// and whether every intent needs an approval.
+    #[n(8)]
+    pub approval_required: bool,
 }
 
 /// Everything an enclave needs to hold a keygen session.

@@ -6,7 +6,8 @@ use keymeld_core::artifact::approval::Approval;
 use keymeld_core::artifact::intent::{Intent, IntentSignatures, Item, Origin, SealedIntent};
 use keymeld_core::artifact::manifest::{Coordinator, Manifest, Participant, Pin};
 use keymeld_core::artifact::registration::{
-    ENVELOPE_PURPOSE, Record, RecordSignatures, Registrant, Registration, Rules, open_record, user_auth_key,
+    ApprovalRule, ENVELOPE_PURPOSE, Record, RecordSignatures, Registrant, Registration, Rules, open_record,
+    user_auth_key,
 };
 use keymeld_core::artifact::roster::{EnclaveKeys, Roster};
 use keymeld_core::artifact::{Signed, VERSION};
@@ -227,6 +228,8 @@ impl Group {
             user_id: person.user_id,
             envelope: self.registrations[index].envelope.clone(),
             record: self.registrations[index].record.clone(),
+            auth_key: self.registrations[index].auth_key,
+            approval_required: person.rules.approval == ApprovalRule::Required,
         }
     }
 

@@ -55,6 +55,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         user_id: sample.users[1].user_id,
         envelope: Blob(vec![0xe1; 24]),
         record: Blob(vec![0xe2; 25]),
+        auth_key: sample.users[1].auth_key().public(),
+        approval_required: true,
     };
     let open = OpenKeygen {
         enclave_key,

@@ -215,20 +215,26 @@ fn row(part: u32, version: u64, body: Vec<u8>) -> Row {
 #[test]
 fn a_keygen_is_read_from_whatever_rows_it_has() {
     assert_eq!(KeygenRows::read(&[]).expect_err("no head"), CborError);
-    let head = row(PART_HEAD, 7, encode(keygen_head()));
-    let read = KeygenRows::read(core::slice::from_ref(&head)).expect("a reservation");
-    assert_eq!((read.head, read.head_version, read.init), (keygen_head(), 7, None));
+    let in_state = |state| KeygenHead { state, ..keygen_head() };
+    let head = |state| row(PART_HEAD, 7, encode(in_state(state)));
+    let read = KeygenRows::read(&[head(KeygenState::Reserved)]).expect("a reservation");
+    assert_eq!((read.head, read.head_version, read.init), (in_state(KeygenState::Reserved), 7, None));
     assert_eq!((read.end, read.registrations), (None, vec![None, None]));
 
     let all = [
-        head.clone(),
+        head(KeygenState::Completed),
         row(PART_REQUEST, 1, encode(keygen_init())),
         row(PART_END, 1, encode(keygen_completed())),
+        row(slot_part(0), 1, encode(registration())),
         row(slot_part(1), 1, encode(registration())),
     ];
     let read = KeygenRows::read(&all).expect("all rows");
     assert_eq!((read.init, read.end), (Some(keygen_init()), Some(keygen_completed())));
-    assert_eq!(read.registrations, vec![None, Some(registration())]);
+    assert_eq!(read.registrations, vec![Some(registration()), Some(registration())]);
+    // Rows that no step writes together: without a registration, and in another state than the end says.
+    assert_eq!(KeygenRows::read(&all[..4]).expect_err("a slot is empty"), CborError);
+    let contradicting = [&[head(KeygenState::KeyGeneration)], &all[1..]].concat();
+    assert_eq!(KeygenRows::read(&contradicting).expect_err("not ended"), CborError);
 
     for part in [PART_HEAD, PART_REQUEST, PART_END, slot_part(1)] {
         let mut damaged = all.clone();
@@ -237,13 +243,15 @@ fn a_keygen_is_read_from_whatever_rows_it_has() {
         assert_eq!(KeygenRows::read(&damaged).expect_err("damaged"), CborError, "{part}");
     }
     // A row under another row's number is not taken for it.
-    let swapped = [head, row(PART_REQUEST, 1, encode(keygen_completed()))];
+    let swapped =
+        [head(KeygenState::CollectingParticipants), row(PART_REQUEST, 1, encode(keygen_completed()))];
     assert_eq!(KeygenRows::read(&swapped).expect_err("another kind"), CborError);
 }
 
 #[test]
 fn a_signing_session_needs_its_head_and_its_request() {
-    let head = row(PART_HEAD, 2, encode(signing_head()));
+    let failed = SigningHead { state: SigningState::Failed, ..signing_head() };
+    let head = row(PART_HEAD, 2, encode(failed));
     let request = row(PART_REQUEST, 1, encode(sign_request()));
     for rows in [vec![], vec![head.clone()], vec![request.clone()]] {
         assert_eq!(SigningRows::read(&rows).expect_err("incomplete"), CborError);
@@ -251,7 +259,7 @@ fn a_signing_session_needs_its_head_and_its_request() {
     let approvals = row(slot_part(1), 1, encode(approval()));
     let end = row(PART_END, 1, encode(SigningEnd::Failed(failure())));
     let read = SigningRows::read(&[head, request, end, approvals]).expect("complete");
-    assert_eq!((read.head, read.head_version, read.request), (signing_head(), 2, sign_request()));
+    assert_eq!((read.head, read.head_version, read.request), (failed, 2, sign_request()));
     assert_eq!((read.end, read.approvals), (Some(SigningEnd::Failed(failure())), vec![approval()]));
 }
 
@@ -265,7 +273,8 @@ fn writes_state_what_they_replace() {
 
 #[test]
 fn a_reservation_is_recognised_whatever_the_order_of_its_slots() {
-    let rows = KeygenRows::read(&[row(PART_HEAD, 1, encode(keygen_head()))]).expect("a reservation");
+    let head = KeygenHead { state: KeygenState::Reserved, ..keygen_head() };
+    let rows = KeygenRows::read(&[row(PART_HEAD, 1, encode(head))]).expect("a reservation");
     let slot = |user_id, byte| SlotRequest { user_id, slot_key: XOnlyKey([byte; 32]) };
     let same = ReserveRequest {
         keygen_id: KEYGEN_ID,
