@@ -14,7 +14,7 @@ use crate::strict;
 pub const PROBLEM_JSON: &str = "application/problem+json";
 /// The content type of everything else.
 pub const JSON: &str = "application/json";
-/// What Retry-After says with every 503.
+/// What Retry-After says with every 429 and 503.
 const RETRY_AFTER_S: u32 = 1;
 
 /// The body of a refusal.
@@ -56,7 +56,7 @@ fn response(problem: &Problem) -> Response {
     Response {
         status: problem.status,
         content_type: PROBLEM_JSON,
-        retry_after_s: (problem.status == 503).then_some(RETRY_AFTER_S),
+        retry_after_s: matches!(problem.status, 429 | 503).then_some(RETRY_AFTER_S),
         body: strict::to_json(problem),
     }
 }
@@ -74,4 +74,20 @@ pub fn stale(now_unix_ms: u64) -> Response {
 /// A body as a response.
 pub fn ok<T: Serialize>(status: u16, body: &T) -> Response {
     Response { status, content_type: JSON, retry_after_s: None, body: strict::to_json(body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RETRY_AFTER_S, refused};
+    use crate::refusal::Code;
+
+    #[test]
+    fn whatever_may_succeed_later_says_when_to_try_again() {
+        for code in Code::ALL {
+            let expected = matches!(code.status(), 429 | 503).then_some(RETRY_AFTER_S);
+            assert_eq!(refused(&(*code).into()).retry_after_s, expected, "{code}");
+        }
+        assert_eq!(refused(&Code::TooMany.into()).retry_after_s, Some(RETRY_AFTER_S));
+        assert_eq!(refused(&Code::EnclaveAway.into()).retry_after_s, Some(RETRY_AFTER_S));
+    }
 }
