@@ -65,8 +65,8 @@ impl fmt::Debug for Request {
     }
 }
 
-/// A response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A response. Its Debug does not show the body.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
     pub status: u16,
@@ -76,4 +76,16 @@ pub struct Response {
     pub retry_after_s: Option<u32>,
     /// The body.
     pub body: Vec<u8>,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Response { status, content_type, retry_after_s, body } = self;
+        f.debug_struct("Response")
+            .field("status", status)
+            .field("content_type", content_type)
+            .field("retry_after_s", retry_after_s)
+            .field("body_bytes", &body.len())
+            .finish()
+    }
 }

@@ -53,8 +53,8 @@ pub enum BaseUrlError {
     Path,
 }
 
-/// A request to be sent.
-#[derive(Clone, Copy, Debug)]
+/// A request to be sent. Its Debug shows neither the proof nor the Authorization header nor the body.
+#[derive(Clone, Copy)]
 pub struct Outgoing<'a> {
     /// The method.
     pub method: Method,
@@ -68,6 +68,20 @@ pub struct Outgoing<'a> {
     pub body: &'a [u8],
     /// Milliseconds from now until the whole reply must be here; a long poll's wait is part of it.
     pub timeout_ms: u64,
+}
+
+impl fmt::Debug for Outgoing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outgoing { method, target, proof, authorization, body, timeout_ms } = self;
+        f.debug_struct("Outgoing")
+            .field("method", method)
+            .field("target", target)
+            .field("proven", &proof.is_some())
+            .field("authorized", &authorization.is_some())
+            .field("body_bytes", &body.len())
+            .field("timeout_ms", timeout_ms)
+            .finish()
+    }
 }
 
 /// A client of one gateway. Threads share it by reference; each request uses one connection.
@@ -220,7 +234,27 @@ impl fmt::Debug for Client {
 
 #[cfg(test)]
 mod tests {
-    use super::{BaseUrlError, Client};
+    use keymeld_core::api::http::{Method, Response};
+
+    use super::{BaseUrlError, Client, Outgoing};
+
+    #[test]
+    fn debug_shows_neither_proof_nor_token_nor_body() {
+        let outgoing = Outgoing {
+            method: Method::Post,
+            target: "/x",
+            proof: Some("s3cret-proof"),
+            authorization: Some("Bearer s3cret-token"),
+            body: b"\x07\x07\x07",
+            timeout_ms: 1,
+        };
+        let response =
+            Response { status: 200, content_type: "text/plain", retry_after_s: None, body: vec![7; 3] };
+        for shown in [format!("{outgoing:?}"), format!("{response:?}")] {
+            assert!(!shown.contains("s3cret") && !shown.contains("7, 7"), "{shown}");
+            assert!(shown.contains("body_bytes: 3"), "{shown}");
+        }
+    }
 
     #[test]
     fn base_urls() {

@@ -1,5 +1,7 @@
 //! Request line and headers, read strictly: whatever two readers could frame differently is refused.
 
+use std::fmt;
+
 use httparse::{EMPTY_HEADER, Header, Status};
 use keymeld_core::api::http::{Method, PROOF_HEADER};
 
@@ -9,8 +11,8 @@ use super::refusal::Refusal;
 /// The longest Host header that is looked at.
 const AUTHORITY_BYTES_MAX: usize = 300;
 
-/// A request without its body.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A request without its body. Its Debug shows neither the proof nor the Authorization header.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Head {
     /// The method.
     pub method: Method,
@@ -28,6 +30,23 @@ pub struct Head {
     pub close: bool,
     /// Whether the peer waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+}
+
+impl fmt::Debug for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Head { method, authority, target, proof, authorization, content_length, close, expects_continue } =
+            self;
+        f.debug_struct("Head")
+            .field("method", method)
+            .field("authority", authority)
+            .field("target", target)
+            .field("proven", &proof.is_some())
+            .field("authorized", &authorization.is_some())
+            .field("content_length", content_length)
+            .field("close", close)
+            .field("expects_continue", expects_continue)
+            .finish()
+    }
 }
 
 /// Where the head ends, just after its empty line; `None` where more bytes are needed.
@@ -209,6 +228,16 @@ mod tests {
         assert_eq!((head.authority.as_str(), head.target.as_str()), ("h:1", "/api/v1/x?y=1"));
         assert_eq!((head.proof.as_deref(), head.authorization.as_deref()), (Some("p"), Some("Bearer t")));
         assert!(head.close && head.expects_continue);
+    }
+
+    #[test]
+    fn debug_shows_that_there_is_a_proof_and_a_token_but_neither() {
+        let text = "GET /x HTTP/1.1\r\nHost: h\r\nKeyMeld-Proof: s3cret-proof\r\n\
+                    Authorization: Bearer s3cret-token\r\n\r\n";
+        let head = parse(text.as_bytes(), &ServerLimits::default()).expect("well formed");
+        let shown = format!("{head:?}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert!(shown.contains("proven: true") && shown.contains("authorized: true"), "{shown}");
     }
 
     #[test]
