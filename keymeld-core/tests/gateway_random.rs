@@ -9,7 +9,7 @@ use gateway_support::party::{Party, signing_id};
 use gateway_support::{World, enclave_id};
 use keymeld_core::api::router::{Call, Wait};
 use keymeld_core::artifact::approval::WithdrawalKind;
-use keymeld_core::gateway::{CallId, Command, Event, RequestId};
+use keymeld_core::gateway::{CallId, Command, Event, Report, RequestId};
 use keymeld_core::record::{PersistError, Query, RecordKey, RowKey, Token};
 use keymeld_core::refusal::Code;
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
@@ -189,8 +189,16 @@ proptest! {
         assert!(world.disk.open.is_empty(), "{:?} never end", world.disk.open);
         assert_eq!(world.gateway.sessions(), 0);
         assert_eq!(world.gateway.next_deadline(), None, "nothing is left to wait for");
-        for enclave in world.enclaves.values() {
-            assert!(!enclave.epochs.is_empty());
+        for enclave_id in (1..=3).map(enclave_id) {
+            if world.enclaves[&enclave_id].epochs.is_empty() {
+                // It refused its rows for good, which holds until the next connection.
+                let refused = |report: &Report| matches!(report, Report::EnclaveRefused(id, _) if *id == enclave_id);
+                assert!(world.reports.iter().any(refused), "{enclave_id:?} has no identity for no reason");
+                world.lose(enclave_id);
+                world.find(enclave_id);
+                world.run();
+            }
+            assert!(!world.enclaves[&enclave_id].epochs.is_empty());
         }
     }
 }

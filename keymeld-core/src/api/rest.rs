@@ -341,7 +341,7 @@ pub struct EnclavesResponse {
 pub struct EnclaveView {
     /// Which.
     pub enclave_id: EnclaveId,
-    /// Whether it can be reached and holds all its identities.
+    /// Whether it can be reached and holds an identity.
     pub ready: bool,
     /// Its epochs, ascending.
     pub epochs: Vec<u32>,

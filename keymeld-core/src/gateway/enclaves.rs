@@ -1,10 +1,13 @@
 //! The enclaves that a gateway knows: links, identity rows, readiness.
 //!
 //! After every connection an enclave is greeted; it says which epochs it holds; the rows of the others are
-//! handed over. Only then do sessions and clients reach it.
+//! handed over. Only then do sessions and clients reach it, and only at epochs that are open. A row that it
+//! refuses for good is left alone until the next connection; the others go on without it.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
+use super::keygen::is_passing;
 use super::record::{self, enclave_key};
 use super::timers::{Timer, TimerKind};
 use super::{CallOwner, Command, Gateway, Report, RequestId, TokenOwner};
@@ -17,42 +20,66 @@ use crate::record::{LoadError, Persist, Row, RowKey, Token, Write};
 use crate::refusal::Code;
 use crate::time::Time;
 
-/// The pause before an enclave that refused something is greeted again.
-const GREET_AGAIN_MS: u64 = 1_000;
+/// The first pause before an enclave that failed at something is greeted again, and the shortest time
+/// between two greetings that its answers to others give cause for.
+pub const GREET_AGAIN_MS: u64 = 1_000;
+/// The longest such pause.
+pub const GREET_AGAIN_MS_MAX: u64 = 32_000;
 
 /// What a gateway knows of an enclave.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Member {
     linked: bool,
     /// Rows are read once; `None` until then.
     rows: Option<Vec<IdentityRow>>,
     stage: Stage,
-    /// An epoch to make as soon as the enclave is ready.
+    /// Epochs that it holds, as far as it has said since the connection.
+    open: BTreeSet<u32>,
+    /// Epochs whose rows it refused for good since the connection, or since it lost its identities.
+    refused: BTreeSet<u32>,
+    /// Whether sessions and clients reach it.
+    serves: bool,
+    /// An epoch to make as soon as all others were tried.
     rotate: bool,
+    /// Rounds of identities in a row in which something failed that may pass.
+    failures: u32,
+    /// When it was greeted last.
+    greeted_mono_ms: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Stage {
-    /// Not linked, rows not read, or waiting to greet again.
-    Away,
+    /// Nothing is under way: not linked, rows not read, or every identity was tried.
+    #[default]
+    Resting,
     Greeting,
     Creating {
         epoch: u32,
     },
     Storing(IdentityRow),
     Opening {
-        epochs_left: Vec<u32>,
+        epoch: u32,
+        round: OpeningRound,
     },
-    Ready,
+}
+
+/// One round of all identities that are to be opened.
+#[derive(Debug, Default)]
+struct OpeningRound {
+    epochs_left: Vec<u32>,
+    /// Something was opened.
+    opened: bool,
+    /// Something failed that may pass.
+    failed: bool,
 }
 
 impl Member {
     pub(super) fn new() -> Member {
-        Member { linked: false, rows: None, stage: Stage::Away, rotate: false }
+        Member::default()
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.linked && matches!(self.stage, Stage::Ready)
+        self.linked && self.serves
     }
 
     fn rows(&self) -> &[IdentityRow] {
@@ -61,6 +88,13 @@ impl Member {
 
     fn newest_epoch(&self) -> Option<u32> {
         self.rows().iter().map(|row| row.epoch).max()
+    }
+
+    /// What it said holds for one process only.
+    fn forget(&mut self) {
+        self.open.clear();
+        self.refused.clear();
+        self.serves = false;
     }
 }
 
@@ -73,10 +107,11 @@ impl Gateway {
         })
     }
 
-    /// The same, where the enclave can be asked something.
+    /// The same, where the enclave can be asked something at that epoch.
     pub(super) fn ready_enclave_of(&self, key: &PublicKey) -> Option<(EnclaveId, u32)> {
-        let found = self.enclave_of(key)?;
-        self.members.get(&found.0).is_some_and(Member::is_ready).then_some(found)
+        let (enclave_id, epoch) = self.enclave_of(key)?;
+        let member = self.members.get(&enclave_id)?;
+        (member.is_ready() && member.open.contains(&epoch)).then_some((enclave_id, epoch))
     }
 
     pub(super) fn rows_loaded(
@@ -95,7 +130,7 @@ impl Gateway {
         match rows {
             Some(rows) => {
                 member.rows = Some(rows);
-                self.greet(enclave_id);
+                self.greet(now, enclave_id);
             }
             // A row that cannot be read must not be taken for none: that would make a new identity.
             None => {
@@ -105,76 +140,119 @@ impl Gateway {
         }
     }
 
-    pub(super) fn enclave_found(&mut self, enclave_id: EnclaveId) {
+    pub(super) fn enclave_found(&mut self, now: Time, enclave_id: EnclaveId) {
         if let Some(member) = self.members.get_mut(&enclave_id) {
             member.linked = true;
-            self.greet(enclave_id);
+            member.failures = 0;
+            self.greet(now, enclave_id);
         }
     }
 
     pub(super) fn enclave_lost(&mut self, enclave_id: EnclaveId) {
         if let Some(member) = self.members.get_mut(&enclave_id) {
             member.linked = false;
+            member.forget();
             // A row on its way to the disk is kept in sight: forgetting it would make another identity.
             if !matches!(member.stage, Stage::Storing(_)) {
-                member.stage = Stage::Away;
+                member.stage = Stage::Resting;
             }
         }
         // What the old process said must not be taken for what the next one says.
-        self.calls.retain(|_, owner| !matches!(owner, CallOwner::Fleet(other) if *other == enclave_id));
+        self.calls.retain(|_, (other, owner)| *other != enclave_id || !matches!(owner, CallOwner::Fleet));
     }
 
     pub(super) fn rotation_asked(&mut self, now: Time, enclave_id: EnclaveId) {
         if let Some(member) = self.members.get_mut(&enclave_id) {
             member.rotate = true;
-            // Otherwise its turn comes when all identities are opened.
-            if member.is_ready() {
-                self.next_identity(now, enclave_id, Vec::new());
-            }
+            // Otherwise its turn comes when all identities were tried.
+            self.greet(now, enclave_id);
         }
     }
 
     /// Greets an enclave that is linked and not in the middle of something.
-    pub(super) fn greet(&mut self, enclave_id: EnclaveId) {
+    pub(super) fn greet(&mut self, now: Time, enclave_id: EnclaveId) {
         let Some(member) = self.members.get_mut(&enclave_id) else { return };
-        if member.linked && matches!(member.stage, Stage::Away) {
+        if member.linked && matches!(member.stage, Stage::Resting) {
             if member.rows.is_none() {
                 let query = crate::record::Query::Record(enclave_key(enclave_id));
                 self.commands.push_back(Command::Load(query));
                 return;
             }
             member.stage = Stage::Greeting;
-            self.call(enclave_id, CallOwner::Fleet(enclave_id), Request::Hello);
+            member.greeted_mono_ms = Some(now.mono_ms);
+            self.call(enclave_id, CallOwner::Fleet, Request::Hello);
         }
     }
 
+    /// Greets it after a pause that grows while it fails.
     fn greet_later(&mut self, now: Time, enclave_id: EnclaveId) {
         if let Some(member) = self.members.get_mut(&enclave_id) {
-            member.stage = Stage::Away;
-            self.timers.insert((now.mono_ms + GREET_AGAIN_MS, Timer::Enclave(enclave_id)));
+            member.stage = Stage::Resting;
+            let pause = (GREET_AGAIN_MS << member.failures.min(5)).min(GREET_AGAIN_MS_MAX);
+            member.failures += 1;
+            self.timers.insert((now.mono_ms + pause, Timer::Enclave(enclave_id)));
+        }
+    }
+
+    /// Asks an enclave again which identities it holds where an answer says that one is missing: it may have
+    /// been restarted unnoticed. Nothing else follows from such an answer, since whoever registers can bring
+    /// one about.
+    pub(super) fn doubt(&mut self, now: Time, enclave_id: EnclaveId, reply: &Result<Reply, Code>) {
+        let Ok(Reply::Refused(refused)) = reply else { return };
+        let missing = [Code::IdentityMissing, Code::WrongEnclaveKey, Code::WrongEpoch];
+        let Some(member) = self.members.get(&enclave_id).filter(|member| member.is_ready()) else { return };
+        if !missing.contains(&refused.refusal().code) {
+            return;
+        }
+        match member.greeted_mono_ms.map(|greeted| greeted + GREET_AGAIN_MS) {
+            Some(due) if due > now.mono_ms => {
+                self.timers.insert((due, Timer::Enclave(enclave_id)));
+            }
+            Some(_) | None => self.greet(now, enclave_id),
         }
     }
 
     pub(super) fn member_replied(&mut self, now: Time, enclave_id: EnclaveId, reply: Result<Reply, Code>) {
         let Some(member) = self.members.get_mut(&enclave_id) else { return };
-        match (&mut member.stage, reply) {
+        let stage = core::mem::take(&mut member.stage);
+        match (stage, reply) {
             (Stage::Greeting, Ok(Reply::Hello(hello))) if hello.enclave_id == enclave_id => {
-                let rows = member.rows();
-                let missing = rows.iter().map(|row| row.epoch).filter(|epoch| !hello.epochs.contains(epoch));
-                let missing = missing.collect();
-                self.next_identity(now, enclave_id, missing);
+                let held: BTreeSet<u32> = hello.epochs.into_iter().collect();
+                // It was restarted in between: what it refused then it may open now.
+                if !member.open.is_subset(&held) {
+                    member.forget();
+                }
+                let epochs = member.rows().iter().map(|row| row.epoch);
+                let (open, missing): (Vec<u32>, Vec<u32>) = epochs.partition(|epoch| held.contains(epoch));
+                member.open = open.into_iter().collect();
+                let epochs_left = missing.into_iter().filter(|epoch| !member.refused.contains(epoch));
+                let round = OpeningRound { epochs_left: epochs_left.collect(), ..OpeningRound::default() };
+                self.next_identity(now, enclave_id, round);
             }
             (Stage::Creating { epoch }, Ok(Reply::IdentityCreated(row)))
-                if row.enclave_id == enclave_id && row.epoch == *epoch =>
+                if row.enclave_id == enclave_id && row.epoch == epoch =>
             {
                 self.store_identity(enclave_id, row);
             }
-            (Stage::Opening { epochs_left }, Ok(Reply::IdentityOpened)) => {
-                let left = core::mem::take(epochs_left);
-                self.next_identity(now, enclave_id, left);
+            (Stage::Opening { epoch, round }, Ok(Reply::IdentityOpened)) => {
+                member.open.insert(epoch);
+                self.next_identity(now, enclave_id, OpeningRound { opened: true, ..round });
+            }
+            (Stage::Opening { epoch, round }, Ok(Reply::Refused(refused))) => {
+                let code = refused.refusal().code;
+                self.commands.push_back(Command::Report(Report::EnclaveRefused(enclave_id, code)));
+                let passes = is_passing(code);
+                if !passes {
+                    member.refused.insert(epoch);
+                }
+                let failed = round.failed || passes;
+                self.next_identity(now, enclave_id, OpeningRound { failed, ..round });
+            }
+            (Stage::Opening { epoch: _, round }, Err(_)) => {
+                self.next_identity(now, enclave_id, OpeningRound { failed: true, ..round });
             }
             // The link was lost in between and has greeted anew.
-            (Stage::Away | Stage::Storing(_) | Stage::Ready, _) => {}
+            (stage @ (Stage::Resting | Stage::Storing(_)), _) => member.stage = stage,
             (_, Ok(Reply::Refused(refused))) => {
                 let code = refused.refusal().code;
                 self.commands.push_back(Command::Report(Report::EnclaveRefused(enclave_id, code)));
@@ -189,33 +267,40 @@ impl Gateway {
         }
     }
 
-    /// Opens the next identity, makes one where there is none, or declares the enclave ready.
-    fn next_identity(&mut self, now: Time, enclave_id: EnclaveId, mut epochs_left: Vec<u32>) {
+    /// Opens the next identity, makes one where there is none, or comes to rest.
+    fn next_identity(&mut self, now: Time, enclave_id: EnclaveId, mut round: OpeningRound) {
         let Some(member) = self.members.get_mut(&enclave_id) else { return };
-        let busy = matches!(member.stage, Stage::Away | Stage::Creating { .. } | Stage::Storing(_));
-        if busy || !member.linked {
+        if let Some(epoch) = round.epochs_left.pop() {
+            let row = member.rows().iter().find(|row| row.epoch == epoch).cloned();
+            member.stage = Stage::Opening { epoch, round };
+            if let Some(row) = row {
+                self.call(enclave_id, CallOwner::Fleet, Request::OpenIdentity(row));
+            }
             return;
         }
         let newest = member.newest_epoch();
-        if let Some(epoch) = epochs_left.pop() {
-            let row = member.rows().iter().find(|row| row.epoch == epoch).cloned();
-            member.stage = Stage::Opening { epochs_left };
-            if let Some(row) = row {
-                self.call(enclave_id, CallOwner::Fleet(enclave_id), Request::OpenIdentity(row));
-            }
-        } else if newest.is_none() || member.rotate {
+        if newest.is_none() || member.rotate {
             member.rotate = false;
             let epoch = newest.unwrap_or(0) + 1;
             member.stage = Stage::Creating { epoch };
             let create = Request::CreateIdentity(CreateIdentity { epoch });
-            self.call(enclave_id, CallOwner::Fleet(enclave_id), create);
-        } else {
-            member.stage = Stage::Ready;
+            self.call(enclave_id, CallOwner::Fleet, create);
+            return;
+        }
+        let begins = !member.serves && !member.open.is_empty();
+        member.serves = !member.open.is_empty();
+        if !round.failed {
+            member.failures = 0;
+        }
+        if begins || round.opened {
             self.commands.push_back(Command::Report(Report::EnclaveReady(enclave_id)));
             // Timers, since a tick serves a bounded number of them.
             for key in core::mem::take(&mut self.waiting) {
                 self.set_timer(key, TimerKind::Retry, Some(now.mono_ms));
             }
+        }
+        if round.failed {
+            self.greet_later(now, enclave_id);
         }
     }
 
@@ -234,15 +319,13 @@ impl Gateway {
     /// The new row is on the disk, or is not: then the identity is lost, and was never used.
     pub(super) fn identity_stored(&mut self, now: Time, enclave_id: EnclaveId, stored: bool) {
         let Some(member) = self.members.get_mut(&enclave_id) else { return };
-        let Stage::Storing(row) = core::mem::replace(&mut member.stage, Stage::Away) else { return };
+        let Stage::Storing(row) = core::mem::replace(&mut member.stage, Stage::Resting) else { return };
         if !stored {
             return self.greet_later(now, enclave_id);
         }
-        member.rows.get_or_insert_default().push(row.clone());
-        if member.linked {
-            member.stage = Stage::Opening { epochs_left: Vec::new() };
-            self.call(enclave_id, CallOwner::Fleet(enclave_id), Request::OpenIdentity(row));
-        }
+        member.rows.get_or_insert_default().push(row);
+        // It may be another connection by now: which identities are open is asked again.
+        self.greet(now, enclave_id);
     }
 
     pub(super) fn respond_enclaves(&mut self, request: RequestId) {
@@ -266,14 +349,17 @@ impl Gateway {
         let Some(member) = self.members.get(&enclave_id) else {
             return self.refuse(request, Code::UnknownId);
         };
-        let Some(newest) = member.newest_epoch().filter(|_| member.is_ready()) else {
+        let Some(newest) = member.open.last().copied().filter(|_| member.is_ready()) else {
             return self.refuse(request, Code::EnclaveAway);
         };
         let epoch = epoch.unwrap_or(newest);
         if !member.rows().iter().any(|row| row.epoch == epoch) {
             return self.refuse(request, Code::WrongEpoch);
         }
-        let owner = CallOwner::Attestation(request, enclave_id, epoch);
+        if !member.open.contains(&epoch) {
+            return self.refuse(request, Code::EnclaveAway);
+        }
+        let owner = CallOwner::Attestation(request, epoch);
         self.call(enclave_id, owner, Request::Attest(Attest { epoch, nonce }));
     }
 

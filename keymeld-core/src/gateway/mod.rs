@@ -41,6 +41,7 @@ use proofs::ProofCache;
 use session::{Entry, Purpose, SessionKey, Work};
 use timers::{Timer, TimerKind};
 
+pub use enclaves::{GREET_AGAIN_MS, GREET_AGAIN_MS_MAX};
 pub use proofs::{PROOFS_MAX, PROOFS_PER_KEY_MAX};
 
 /// Sessions in memory at a time; further ones take the place of those that wait for nothing but requests.
@@ -222,8 +223,8 @@ pub enum Report {
 #[derive(Debug)]
 enum CallOwner {
     Session(SessionKey, Purpose),
-    Fleet(EnclaveId),
-    Attestation(RequestId, EnclaveId, u32),
+    Fleet,
+    Attestation(RequestId, u32),
 }
 
 /// Who waits for a write.
@@ -250,7 +251,8 @@ pub struct Gateway {
     dormant: BTreeMap<SessionKey, u64>,
     completed: BoundedMap<KeygenId, Arc<Keygen>>,
     tokens: BTreeMap<Token, TokenOwner>,
-    calls: BTreeMap<CallId, CallOwner>,
+    /// Calls under way, at which enclave and for whom.
+    calls: BTreeMap<CallId, (EnclaveId, CallOwner)>,
     timers: BTreeSet<(u64, Timer)>,
     /// Sessions that wait for an enclave to come back.
     waiting: BTreeSet<SessionKey>,
@@ -302,7 +304,7 @@ impl Gateway {
             Event::Started => self.started(),
             Event::Requested { request, call } => self.requested(now, request, call),
             Event::Abandoned { request } => self.abandoned(now, request),
-            Event::EnclaveFound { enclave_id } => self.enclave_found(enclave_id),
+            Event::EnclaveFound { enclave_id } => self.enclave_found(now, enclave_id),
             Event::EnclaveLost { enclave_id } => self.enclave_lost(enclave_id),
             Event::RotationAsked { enclave_id } => self.rotation_asked(now, enclave_id),
             Event::Replied { call, body } => self.replied(now, call, Reply::decode(&body)),
@@ -352,21 +354,23 @@ impl Gateway {
     fn call(&mut self, enclave_id: EnclaveId, owner: CallOwner, request: Request) {
         self.last_call += 1;
         let call = CallId(self.last_call);
-        self.calls.insert(call, owner);
+        self.calls.insert(call, (enclave_id, owner));
         let routing_id = request.routing_id();
         self.commands.push_back(Command::Send { enclave_id, call, routing_id, body: request.encode() });
     }
 
     fn replied(&mut self, now: Time, call: CallId, reply: Result<Reply, Code>) {
-        match self.calls.remove(&call) {
-            Some(CallOwner::Session(key, purpose)) => {
+        let Some((enclave_id, owner)) = self.calls.remove(&call) else { return };
+        match owner {
+            CallOwner::Fleet => self.member_replied(now, enclave_id, reply),
+            CallOwner::Session(key, purpose) => {
+                self.doubt(now, enclave_id, &reply);
                 self.todo.push_back((key, Work::Answered(purpose, reply)));
             }
-            Some(CallOwner::Fleet(enclave_id)) => self.member_replied(now, enclave_id, reply),
-            Some(CallOwner::Attestation(request, enclave_id, epoch)) => {
+            CallOwner::Attestation(request, epoch) => {
+                self.doubt(now, enclave_id, &reply);
                 self.attested(request, enclave_id, epoch, reply);
             }
-            None => {}
         }
     }
 }

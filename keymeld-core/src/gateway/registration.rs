@@ -63,6 +63,7 @@ impl Gateway {
             return Err(Code::TooMany);
         }
         crate::artifact::check_public_key(&body.enclave_key)?;
+        let is_open = self.ready_enclave_of(&body.enclave_key).is_some();
         match self.enclave_of(&body.enclave_key) {
             Some((enclave_id, _)) if enclave_id == keygen.rows.head.slots[slot].enclave_id => {}
             Some(_) | None => return Err(Code::WrongEnclaveKey),
@@ -76,7 +77,11 @@ impl Gateway {
         }
         let too_large =
             body.record.0.len() > 4 * RECORD_BYTES_MAX || body.envelope.0.len() > RECORD_BYTES_MAX;
-        if too_large { Err(Code::TooLarge) } else { Ok(()) }
+        match (too_large, is_open) {
+            (true, _) => Err(Code::TooLarge),
+            (false, true) => Ok(()),
+            (false, false) => Err(Code::EnclaveAway),
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl Gateway {
             }
             self.timers.pop_first();
             match timer {
-                Timer::Enclave(enclave_id) => self.greet(enclave_id),
+                Timer::Enclave(enclave_id) => self.greet(now, enclave_id),
                 Timer::ResumePage => self.load_page(),
                 Timer::Session(kind, key) => {
                     if let Some(entry) = self.entries.get_mut(&key) {

@@ -64,6 +64,11 @@ impl Enclave {
         if let Some(reply) = self.script.as_mut().and_then(|script| script(request)) {
             return Some(reply);
         }
+        let births =
+            matches!(request, Request::Hello | Request::CreateIdentity(_) | Request::OpenIdentity(_));
+        if self.epochs.is_empty() && !births {
+            return Some(refused(Code::IdentityMissing));
+        }
         Some(match request {
             Request::Hello => {
                 let epochs = self.epochs.iter().copied().collect();
