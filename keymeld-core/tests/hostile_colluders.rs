@@ -6,6 +6,7 @@ mod hostile;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use keymeld_core::artifact::registration::Record;
 use keymeld_core::bytes::{Hash, Message, PartialSignature, PublicKey, PublicNonce};
 use keymeld_core::crypto::hash::{Tag, tagged_hash};
 use keymeld_core::enclave::bundle::{NonceBundle, PartialBundle};
@@ -120,7 +121,13 @@ fn send_partial(
     let aggregate = aggregate_nonces(&all).expect("nonces");
     let key_agg = group.roster().expect("made honestly").key_agg(None, &[]).expect("no tweak");
     let session = Session::new(&key_agg, aggregate, message.0).expect("valid");
-    let mut view = tagged_hash(Tag::NonceView, &[&aggregate]);
+    let of_user = |record: &Record| {
+        let at = group.people.iter().position(|person| person.user_id == record.user_id).expect("listed");
+        all[at].as_slice()
+    };
+    let roster = group.roster().expect("made honestly");
+    let in_order: Vec<&[u8]> = roster.records().iter().map(of_user).collect();
+    let mut view = tagged_hash(Tag::NonceView, &in_order);
     let mut partial = PartialSignature(nonce.sign(&session).expect("its session"));
     match play {
         Play::WrongPartial => partial.0[31] ^= 1,

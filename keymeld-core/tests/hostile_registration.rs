@@ -488,7 +488,8 @@ fn a_record_that_names_an_enclave_without_giving_it_the_key_is_refused_there() {
             *group = colluding(keys(1));
         },
     );
-    assert_eq!(refusal.culprits.len(), 1);
+    // The host could have left the envelope out just as well.
+    assert_eq!(refusal.culprits, []);
 }
 
 /// The gateway checks approvals by the hint: another key in it would let approvals through that no enclave takes.

@@ -165,14 +165,14 @@ fn nonce_bundles_that_are_not_exactly_one_from_each_peer_are_refused() {
 }
 
 /// Knows the session secret and its own private key, and is no enclave.
-fn forged_keys(group: &Group, victim: PublicKey) -> Vec<SealKey> {
+fn forged_keys(run: &Run, group: &Group, victim: PublicKey) -> Vec<SealKey> {
     let colluder = &group.people[2];
     let shared = auth::shared_secret(&colluder.private_key, &victim).expect("a point");
     vec![
-        SealKey::derived(&group.session_secret, Purpose::Pair),
+        SealKey::derived(&group.session_secret, Purpose::Pair(run.key.attempt)),
         SealKey::new(copy(&group.session_secret)),
         group.seal_key(),
-        SealKey::derived(&shared, Purpose::Pair),
+        SealKey::derived(&shared, Purpose::Pair(run.key.attempt)),
         SealKey::new(shared),
     ]
 }
@@ -195,13 +195,13 @@ fn a_participant_who_knows_the_session_secret_forges_no_nonces_and_no_partials()
         with_nonces(Code::BundleUnreadable, move |run, group, _| {
             let context = Context::Nonces(round_of(run, group, key(0), key(1)));
             let bundle = NonceBundle::new(vec![PublicNonce([2; 66])]).encode();
-            let forged = forged_keys(group, key(1))[index].seal(&context, &bundle, &mut fresh_entropy());
+            let forged = forged_keys(run, group, key(1))[index].seal(&context, &bundle, &mut fresh_entropy());
             run.nonces.insert((key(0), key(1)), forged.expect("small"));
         });
         with_partials(Code::BundleUnreadable, move |run, group, _| {
             let context = Context::Partials(round_of(run, group, key(1), key(0)));
             let bundle = PartialBundle::new(Hash([1; 32]), vec![PartialSignature([1; 32])]).encode();
-            let forged = forged_keys(group, key(0))[index].seal(&context, &bundle, &mut fresh_entropy());
+            let forged = forged_keys(run, group, key(0))[index].seal(&context, &bundle, &mut fresh_entropy());
             run.partials.insert(key(1), forged.expect("small"));
         });
     }

@@ -30,6 +30,7 @@ mod platform;
 mod service;
 mod worker;
 
+use std::hash::RandomState;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -175,8 +176,9 @@ impl Drop for Running {
 
 /// What the link's threads do: pass the frame on.
 fn service(workers: Vec<Sender<Inbound>>) -> Service {
+    let hasher = RandomState::new();
     Arc::new(move |frame, reply| {
-        let worker = &workers[shard(&frame.routing_id, workers.len())];
+        let worker = &workers[shard(&hasher, &frame.routing_id, workers.len())];
         // Where the enclave ends, the reply is dropped and the gateway asks again.
         let _ = worker.send(Inbound::Requested(frame, reply));
     })

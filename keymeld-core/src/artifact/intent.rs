@@ -263,6 +263,9 @@ impl VerifiedIntent {
                 }
             }
             shares += signers.len();
+            if shares > SHARES_MAX {
+                return Err(Code::BadItems);
+            }
             for signer in signers {
                 *shares_of.entry(signer.enclave_key).or_default() += 1;
             }
@@ -270,7 +273,7 @@ impl VerifiedIntent {
         // An enclave seals its nonces for each peer by itself.
         let peers = shares_of.len() - 1;
         let sent_max = shares_of.values().max().map_or(0, |shares| shares * peers);
-        if shares > SHARES_MAX || sent_max > NONCES_SENT_MAX { Err(Code::BadItems) } else { Ok(()) }
+        if sent_max > NONCES_SENT_MAX { Err(Code::BadItems) } else { Ok(()) }
     }
 
     fn check_life(&self, roster: &Roster) -> Result<(), Code> {

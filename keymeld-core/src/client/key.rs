@@ -15,6 +15,7 @@ use crate::bytes::{Hash, PublicKey, XOnlyKey};
 use crate::crypto::derive::Purpose;
 use crate::crypto::seal::SealKey;
 use crate::id::{SubsetId, UserId};
+use crate::limits::PARTICIPANTS_MAX;
 use crate::refusal::{Code, Refusal};
 
 /// A roster that this client assembled and verified, certified by enclaves that it verified too.
@@ -91,18 +92,19 @@ impl DraftKey {
         let manifest = membership.open_manifest(&completed.manifest)?;
         let manifest_hash = membership.manifest_hash;
         let seal_key = membership.seal_key(Purpose::SessionSeal(membership.keygen_id));
+        if completed.records.len() > PARTICIPANTS_MAX || completed.certificates.len() > PARTICIPANTS_MAX {
+            return Err(Code::TooManyParticipants.into());
+        }
         let mut records = Vec::with_capacity(completed.records.len());
         for view in &completed.records {
-            let opened = open_record(&seal_key, &manifest, manifest_hash, view.user_id, &view.record)
-                .map_err(|code| Refusal::blaming(code, [view.user_id].into()))?;
-            records.push(opened);
+            records.push(open_record(&seal_key, &manifest, manifest_hash, view.user_id, &view.record)?);
         }
         let roster = Roster::assemble(manifest, manifest_hash, records)?;
         // Only what this client registered counts as its registration: weaker rules could be in another.
         let own = completed.records.iter().find(|view| view.user_id == membership.user_id);
         let kept = membership.registration.as_ref().map(|registered| &registered.request.record);
         if kept.is_none() || own.map(|view| &view.record) != kept {
-            return Err(Refusal::blaming(Code::RecordMismatch, [membership.user_id].into()));
+            return Err(Code::RecordMismatch.into());
         }
         let left = pair(&roster, &completed.certificates)?;
         Ok(DraftKey { roster, seal_key, left })

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use hkdf::Hkdf;
 use sha2::Sha256;
 
-use crate::id::{EnclaveId, KeygenId, SigningId};
+use crate::id::{AttemptId, EnclaveId, KeygenId, SigningId};
 use crate::secret::Secret;
 
 /// What a key is derived for.
@@ -18,7 +18,7 @@ use crate::secret::Secret;
 /// | [`UserAuth`](Purpose::UserAuth) | private key | `keymeld-session-auth-v1:` keygen id | `user-auth` |
 /// | [`EnclaveEcies`](Purpose::EnclaveEcies) | enclave seed | `keymeld-enclave-v1` | `ecies:` enclave id, epoch |
 /// | [`EnclaveIdentity`](Purpose::EnclaveIdentity) | enclave seed | `keymeld-enclave-v1` | `identity:` enclave id, epoch |
-/// | [`Pair`](Purpose::Pair) | ECDH of two enclaves' ECIES keys | `keymeld-pair-v1` | `seal` |
+/// | [`Pair`](Purpose::Pair) | ECDH of two enclaves' ECIES keys | `keymeld-pair-v1` | `seal:` attempt |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Seals the manifest, records and certificates of a keygen.
@@ -33,8 +33,8 @@ pub enum Purpose {
     EnclaveEcies(EnclaveId, u32),
     /// An enclave's key that signs certificates and results.
     EnclaveIdentity(EnclaveId, u32),
-    /// Seals what one enclave sends another, both directions.
-    Pair,
+    /// Seals what one enclave sends another in one attempt, both directions: a fresh key for few messages.
+    Pair(AttemptId),
 }
 
 impl Purpose {
@@ -47,7 +47,7 @@ impl Purpose {
                 [b"keymeld-session-auth-v1:", keygen_id.as_bytes().as_slice()].concat()
             }
             Purpose::EnclaveEcies(..) | Purpose::EnclaveIdentity(..) => b"keymeld-enclave-v1".to_vec(),
-            Purpose::Pair => b"keymeld-pair-v1".to_vec(),
+            Purpose::Pair(_) => b"keymeld-pair-v1".to_vec(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Purpose {
             Purpose::EnclaveIdentity(id, epoch) => {
                 [b"identity:", id.as_bytes().as_slice(), epoch.to_be_bytes().as_slice()].concat()
             }
-            Purpose::Pair => b"seal".to_vec(),
+            Purpose::Pair(attempt) => [b"seal:", attempt.as_bytes().as_slice()].concat(),
         }
     }
 }
@@ -80,7 +80,7 @@ pub fn derive(from: &Secret<32>, purpose: Purpose) -> Secret<32> {
 #[cfg(test)]
 mod tests {
     use super::{Purpose, derive};
-    use crate::id::{EnclaveId, KeygenId, SigningId};
+    use crate::id::{AttemptId, EnclaveId, KeygenId, SigningId};
     use crate::secret::Secret;
 
     #[test]
@@ -111,7 +111,10 @@ mod tests {
                 Purpose::EnclaveIdentity(EnclaveId([1; 16]), 1),
                 "b2df418e51cc6b4aac121b2c086510173c9ff8580b2225d72decfe9fe538efc0",
             ),
-            (Purpose::Pair, "34fafa49f93492bf474f55bcc7f856f4ef52d9bdcc2eb42c29da2d0f799450c9"),
+            (
+                Purpose::Pair(AttemptId([1; 16])),
+                "89a408d6f58bbe677c90966631501f3fde5d6b27f84b60dde57971a9d033649c",
+            ),
         ];
         for (purpose, golden) in table {
             assert_eq!(derive(&from, purpose).to_hex().as_str(), golden, "{purpose:?}");

@@ -28,7 +28,7 @@ pub struct NonceBundle {
 pub struct PartialBundle {
     #[n(0)]
     version: u32,
-    /// The hash of all aggregate nonces that they were made under.
+    /// The hash of all public nonces that they were made under.
     #[n(1)]
     pub view: Hash,
     /// One for each of the sender's signatures.

@@ -21,7 +21,6 @@ use crate::attestation::Root;
 use crate::attestation::document::Document;
 use crate::bounded::BoundedMap;
 use crate::bytes::{Hash, PublicKey};
-use crate::crypto::seal::SealKey;
 use crate::entropy::{Entropy, Origin};
 use crate::id::{AttemptId, EnclaveId, KeygenId};
 use crate::link::message::{Reply, Request};
@@ -38,8 +37,8 @@ pub const SESSIONS_OPEN_MAX: usize = 4_096;
 pub const SHARES_HELD_MAX: usize = 200_000;
 /// So many bytes of a request and of its answer weigh as much as a signature.
 pub const BYTES_PER_SHARE: usize = 512;
-/// Pair keys that one worker caches.
-pub const PAIR_KEYS_MAX: usize = 4_096;
+/// Secrets shared with other enclaves that one worker caches.
+pub const PAIR_SECRETS_MAX: usize = 4_096;
 /// Questions to the security module or the key service that may be open at a time.
 pub const PENDING_MAX: usize = 64;
 /// Identities, one per epoch.
@@ -197,7 +196,7 @@ pub struct Enclave {
     identities: BTreeMap<PublicKey, Arc<Identity>>,
     sessions: BoundedMap<SessionKey, OpenSession>,
     attempts: BoundedMap<AttemptKey, Attempt>,
-    pair_keys: BoundedMap<(PublicKey, PublicKey), Arc<SealKey>>,
+    pair_secrets: BoundedMap<(PublicKey, PublicKey), Secret<32>>,
     pending: BTreeMap<CommandToken, Pending>,
     last_token: CommandToken,
     time: Option<OwnTime>,
@@ -213,7 +212,7 @@ impl Enclave {
             identities: BTreeMap::new(),
             sessions: BoundedMap::new(SESSIONS_OPEN_MAX),
             attempts: BoundedMap::new(SHARES_HELD_MAX),
-            pair_keys: BoundedMap::new(PAIR_KEYS_MAX),
+            pair_secrets: BoundedMap::new(PAIR_SECRETS_MAX),
             pending: BTreeMap::new(),
             last_token: 0,
             time: None,

@@ -114,8 +114,8 @@ impl Enclave {
         let manifest = open_manifest(&seal_key, keygen_id, manifest_hash, &open.manifest)?;
         let mut records = Vec::with_capacity(open.records.len());
         for sealed in &open.records {
-            let opened = open_record(&seal_key, &manifest, manifest_hash, sealed.user_id, &sealed.blob);
-            records.push(opened.map_err(|code| Refusal::blaming(code, [sealed.user_id].into()))?);
+            // Nobody is blamed: whoever knows the session secret could have sealed something for this user.
+            records.push(open_record(&seal_key, &manifest, manifest_hash, sealed.user_id, &sealed.blob)?);
         }
         check_own(&identity, &envelopes, &records)?;
         let roster = Arc::new(Roster::assemble(manifest, manifest_hash, records)?);
@@ -143,17 +143,17 @@ fn open_envelopes(identity: &Identity, open: &OpenKeygen) -> Result<Vec<OpenedEn
     for sealed in &open.envelopes {
         let user_id = sealed.user_id;
         if !users.insert(user_id) {
-            return Err(Refusal::blaming(Code::DuplicateUser, [user_id].into()));
+            return Err(Code::DuplicateUser.into());
         }
-        let opened = open_envelope(
+        // Nobody is blamed here or below: anybody can encrypt to an enclave in any user's name.
+        envelopes.push(open_envelope(
             identity.ecies(),
             &open.enclave_key,
             open.keygen_id,
             open.manifest_hash,
             user_id,
             &sealed.blob,
-        );
-        envelopes.push(opened.map_err(|code| Refusal::blaming(code, [user_id].into()))?);
+        )?);
     }
     Ok(envelopes)
 }
@@ -177,11 +177,11 @@ fn check_own(
     let mut matched = 0;
     for verified in records {
         let user_id = verified.record.user_id;
+        // The record itself is signed by its user.
         let blame = |code| Refusal::blaming(code, [user_id].into());
         if names_enclave(identity, verified).map_err(blame)? {
             let envelope = envelopes.iter().find(|envelope| envelope.user_id == user_id);
-            let envelope = envelope.ok_or(blame(Code::EnvelopeMissing))?;
-            envelope.check_record(&verified.record).map_err(blame)?;
+            envelope.ok_or(Code::EnvelopeMissing)?.check_record(&verified.record)?;
             matched += 1;
         }
     }

@@ -22,7 +22,7 @@ use crate::crypto::derive::Purpose;
 use crate::crypto::hash::{Tag, sha256, tagged_hash};
 use crate::crypto::seal::{Context, Round, SealKey};
 use crate::entropy::Entropy;
-use crate::id::UserId;
+use crate::id::{AttemptId, UserId};
 use crate::link::message::{Addressed, Aggregate, MakeNonces, MakePartials, Reply, RunKey};
 use crate::musig::aggregate::KeyAgg;
 use crate::musig::nonce::SigningNonce;
@@ -114,7 +114,7 @@ impl Enclave {
         let bundle = NonceBundle::new(nonces.public.clone()).encode();
         let mut addressed = Vec::with_capacity(attempt.peers.len());
         for peer in &attempt.peers {
-            let pair_key = self.pair_key(&identity, peer)?;
+            let pair_key = self.pair_key(&identity, peer, run.attempt)?;
             let context = Context::Nonces(attempt.round(run.enclave_key, *peer));
             let blob = pair_key.seal(&context, &bundle, entropy).map_err(Code::from)?;
             addressed.push(Addressed { peer: *peer, blob });
@@ -145,7 +145,7 @@ impl Enclave {
             return Err(Code::AggregatorInvalid.into());
         }
         let view = self.check_round(now, &run, &identity, &make.nonces)?;
-        let aggregator_key = self.pair_key(&identity, &run.aggregator)?;
+        let aggregator_key = self.pair_key(&identity, &run.aggregator, run.attempt)?;
         let attempt = self.attempt(&run)?;
         let own = attempt.consume()?;
         let partials = attempt.sign(own, &view)?;
@@ -223,7 +223,7 @@ impl Enclave {
         let mut nonces = BTreeMap::new();
         for ((bundle, context), count) in bundles.iter().zip(&contexts).zip(counts) {
             let plaintext = self
-                .pair_key(identity, &bundle.peer)?
+                .pair_key(identity, &bundle.peer, run.attempt)?
                 .open(context, &bundle.blob)
                 .map_err(|_| Code::BundleUnreadable)?;
             nonces.insert(bundle.peer, NonceBundle::decode(&plaintext, count)?.nonces);
@@ -251,7 +251,7 @@ impl Enclave {
         let mut partials = BTreeMap::new();
         for ((bundle, context), count) in bundles.iter().zip(&contexts).zip(counts) {
             let plaintext = self
-                .pair_key(identity, &bundle.peer)?
+                .pair_key(identity, &bundle.peer, run.attempt)?
                 .open(context, &bundle.blob)
                 .map_err(|_| Code::BundleUnreadable)?;
             let opened = PartialBundle::decode(&plaintext, count)?;
@@ -264,16 +264,23 @@ impl Enclave {
         Ok(partials)
     }
 
-    /// The key that two enclaves share, from the static ECDH of their ECIES keys.
-    fn pair_key(&mut self, identity: &Identity, peer: &PublicKey) -> Result<Arc<SealKey>, Code> {
+    /// The key that two enclaves share in an attempt, from the static ECDH of their ECIES keys.
+    fn pair_key(
+        &mut self,
+        identity: &Identity,
+        peer: &PublicKey,
+        attempt: AttemptId,
+    ) -> Result<SealKey, Code> {
         let pair = (identity.keys().enclave_key, *peer);
-        if let Some(key) = self.pair_keys.get_mut(&pair) {
-            return Ok(Arc::clone(key));
-        }
-        let shared = auth::shared_secret(identity.ecies(), peer).map_err(|_| Code::NotOnCurve)?;
-        let key = Arc::new(SealKey::derived(&shared, Purpose::Pair));
-        self.pair_keys.insert(pair, 1, Arc::clone(&key));
-        Ok(key)
+        let shared = match self.pair_secrets.get_mut(&pair) {
+            Some(shared) => shared,
+            None => {
+                let shared = auth::shared_secret(identity.ecies(), peer).map_err(|_| Code::NotOnCurve)?;
+                self.pair_secrets.insert(pair, 1, shared);
+                self.pair_secrets.get_mut(&pair).ok_or(Code::Internal)?
+            }
+        };
+        Ok(SealKey::derived(shared, Purpose::Pair(attempt)))
     }
 }
 
@@ -427,7 +434,9 @@ impl Attempt {
             sessions.push(session);
             nonces.push(of_item);
         }
-        let parts: Vec<&[u8]> = sessions.iter().map(|session| session.aggregate_nonce().as_slice()).collect();
+        // Every nonce, not only their sums: two senders together could make sums agree where nonces do not.
+        let parts: Vec<&[u8]> =
+            nonces.iter().flatten().map(|nonce: &PublicNonce| nonce.0.as_slice()).collect();
         Ok(View { hash: tagged_hash(Tag::NonceView, &parts), sessions, nonces })
     }
 

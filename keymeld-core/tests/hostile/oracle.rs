@@ -46,7 +46,8 @@ impl Oracle {
             (Request::MakePartials(make), Reply::PartialsMade(blob)) => {
                 let issued = self.answered(&make.run, reply);
                 let round = round(&make.run, issued.roster_hash, make.run.aggregator);
-                let opened = pair_key(at, &make.run.aggregator).open(&Context::Partials(round), blob);
+                let opened = pair_key(at, &make.run.aggregator, make.run.attempt)
+                    .open(&Context::Partials(round), blob);
                 let bytes = opened.expect("sealed for the aggregator");
                 let bundle = PartialBundle::decode(&bytes, issued.nonces.len()).expect("one for each nonce");
                 let mut signed = SIGNED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,7 +71,7 @@ impl Oracle {
         };
         let mut opened = bundles.iter().map(|Addressed { peer, blob }| {
             let context = Context::Nonces(round(run, roster_hash, *peer));
-            pair_key(at, peer).open(&context, blob).expect("sealed for the peer").to_vec()
+            pair_key(at, peer, run.attempt).open(&context, blob).expect("sealed for the peer").to_vec()
         });
         let bytes = opened.next().expect("there is a peer");
         assert!(opened.all(|other| other == bytes), "an enclave tells its peers different nonces");
@@ -109,6 +110,6 @@ fn round(run: &RunKey, roster_hash: Hash, recipient: PublicKey) -> Round {
     }
 }
 
-fn pair_key(at: usize, peer: &PublicKey) -> SealKey {
-    SealKey::derived(&auth::shared_secret(&born(at).ecies, peer).expect("a point"), Purpose::Pair)
+fn pair_key(at: usize, peer: &PublicKey, attempt: AttemptId) -> SealKey {
+    SealKey::derived(&auth::shared_secret(&born(at).ecies, peer).expect("a point"), Purpose::Pair(attempt))
 }

@@ -302,8 +302,8 @@ impl Puppet {
         }
     }
 
-    fn pair_key(&self, peer: &PublicKey) -> SealKey {
-        SealKey::derived(&auth::shared_secret(&self.ecies, peer).expect("a point"), Purpose::Pair)
+    fn pair_key(&self, peer: &PublicKey, attempt: AttemptId) -> SealKey {
+        SealKey::derived(&auth::shared_secret(&self.ecies, peer).expect("a point"), Purpose::Pair(attempt))
     }
 
     /// Opens the bundle that an enclave sealed for this one.
@@ -311,14 +311,20 @@ impl Puppet {
         let round =
             Round { sender: from, recipient: self.keys.enclave_key, ..self.context(run, group, from) };
         let blob = &run.nonces[&(from, self.keys.enclave_key)];
-        let bytes = self.pair_key(&from).open(&Context::Nonces(round), blob).expect("for this enclave");
+        let bytes = self
+            .pair_key(&from, run.key.attempt)
+            .open(&Context::Nonces(round), blob)
+            .expect("for this enclave");
         NonceBundle::decode(&bytes, count).expect("well-formed")
     }
 
     /// Sends nonces to an enclave.
     pub(crate) fn send_nonces(&self, run: &mut Run, group: &Group, to: PublicKey, bundle: &NonceBundle) {
         let context = Context::Nonces(self.context(run, group, to));
-        let blob = self.pair_key(&to).seal(&context, &bundle.encode(), &mut fresh_entropy()).expect("small");
+        let blob = self
+            .pair_key(&to, run.key.attempt)
+            .seal(&context, &bundle.encode(), &mut fresh_entropy())
+            .expect("small");
         run.nonces.insert((self.keys.enclave_key, to), blob);
     }
 
@@ -326,7 +332,10 @@ impl Puppet {
     pub(crate) fn send_partials(&self, run: &mut Run, group: &Group, bundle: &PartialBundle) {
         let to = run.key.aggregator;
         let context = Context::Partials(self.context(run, group, to));
-        let blob = self.pair_key(&to).seal(&context, &bundle.encode(), &mut fresh_entropy()).expect("small");
+        let blob = self
+            .pair_key(&to, run.key.attempt)
+            .seal(&context, &bundle.encode(), &mut fresh_entropy())
+            .expect("small");
         run.partials.insert(self.keys.enclave_key, blob);
     }
 }
