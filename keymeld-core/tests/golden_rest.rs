@@ -111,7 +111,7 @@ fn golden_responses_of_a_keygen() {
         completed: Some(completed),
     };
     check("keygen_status", &status);
-    let failure = Failure { code: Code::EqualX.name().into(), culprits: users(&sample), reason: None };
+    let failure = Failure { code: Code::EqualX.name().into(), culprits: users(&sample), withdrawal: None };
     let failed =
         KeygenStatus { state: KeygenState::Failed, failure: Some(failure), completed: None, ..status };
     check("keygen_status_failed", &failed);
@@ -146,7 +146,7 @@ fn golden_requests_and_responses_of_a_signing_session() {
     let failure = Failure {
         code: Code::Declined.name().into(),
         culprits: vec![users[1]],
-        reason: Some(Blob(vec![5; 24])),
+        withdrawal: Some(from_json(&golden::json("decline"), 10_000).expect("golden")),
     };
     let failed = SigningStatus {
         signing_id: SIGNING_ID,

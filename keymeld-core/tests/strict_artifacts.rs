@@ -64,7 +64,7 @@ const DOCUMENTS: [(&str, Recode, &[&str]); 23] = [
 
 const INTENT_OPTIONS: &[&str] =
     &["psbts", "origin", "subset", "tweak", "adaptor", "merkle_root", "leaf_hash"];
-const STATUS_OPTIONS: &[&str] = &["failure", "completed", "result", "culprits", "reason"];
+const STATUS_OPTIONS: &[&str] = &["failure", "completed", "result", "culprits", "withdrawal", "reason"];
 
 fn documents() -> impl Iterator<Item = (&'static str, Vec<u8>, Recode, &'static [&'static str])> {
     DOCUMENTS.into_iter().map(|(name, recode, options)| (name, golden::json(name), recode, options))

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::approval::Approval;
+use crate::artifact::approval::{Approval, Withdrawal};
 use crate::bytes::{Blob, Hash, PublicKey, XOnlyKey};
 use crate::id::{EnclaveId, ItemId, KeygenId, SigningId, SubsetId, UserId};
 
@@ -167,12 +167,12 @@ pub struct KeygenStatus {
 pub struct Failure {
     /// A code's name.
     pub code: String,
-    /// Who is to blame, where that is certain.
+    /// Who is to blame, as the gateway says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub culprits: Vec<UserId>,
-    /// In the decliner's or canceller's words, sealed for the participants.
+    /// Where somebody declined or cancelled: the signed no, so that nobody has to take the gateway's word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Blob>,
+    pub withdrawal: Option<Withdrawal>,
 }
 
 /// What a client needs to verify a completed keygen.

@@ -80,20 +80,26 @@ impl Approval {
 }
 
 /// An approver's no, or the requester's cancellation. It ends the session at the gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, minicbor::Encode, minicbor::Decode)]
 #[serde(deny_unknown_fields)]
 pub struct Withdrawal {
     /// [`VERSION`].
+    #[n(0)]
     pub version: u64,
     /// The signing session.
+    #[n(1)]
     pub signing_id: SigningId,
     /// Who says no.
+    #[n(2)]
     pub user_id: UserId,
     /// To what.
+    #[n(3)]
     pub intent_digest: Hash,
     /// By the user's auth key over the digest.
+    #[n(4)]
     pub signature: Signature,
     /// Why, sealed for the participants.
+    #[n(5)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Blob>,
 }
@@ -113,6 +119,11 @@ impl WithdrawalKind {
             WithdrawalKind::Decline => Tag::Decline,
             WithdrawalKind::Cancel => Tag::Cancel,
         }
+    }
+
+    /// The kind that a session failed of, if it was one.
+    pub fn of(code: Code) -> Option<WithdrawalKind> {
+        [WithdrawalKind::Decline, WithdrawalKind::Cancel].into_iter().find(|kind| kind.code() == code)
     }
 
     /// The reason that a session ended this way fails with.

@@ -17,7 +17,7 @@ use crate::attestation::AttestationError;
 use crate::bytes::{Hash, PublicKey, XOnlyKey};
 use crate::entropy::Entropy;
 use crate::id::EnclaveId;
-use crate::refusal::{Code, Refusal};
+use crate::refusal::Code;
 use crate::time::Time;
 
 /// The slot's enclave, asked for its attestation before a key is sealed to it.
@@ -179,7 +179,7 @@ impl Client {
                 let draft = DraftKey::assemble(&self.membership, &completed).map_err(unverified)?;
                 next_enclave(draft, entropy)
             }
-            (KeygenState::Failed, None, Some(failure)) => Err(Fault::Ended(refusal(&failure), None)),
+            (KeygenState::Failed, None, Some(failure)) => Err(ended(&failure)),
             (
                 KeygenState::Reserved | KeygenState::CollectingParticipants | KeygenState::KeyGeneration,
                 None,
@@ -224,8 +224,7 @@ fn next_enclave(draft: DraftKey, entropy: &mut Entropy) -> Result<Turn, Fault> {
     Ok(Turn::ask(Exchange::get(question, &path, Signer::Nobody)))
 }
 
-/// Why a session failed, as the gateway says.
-pub(super) fn refusal(failure: &Failure) -> Refusal {
-    let code = Code::from_name(&failure.code).unwrap_or(Code::Internal);
-    Refusal::blaming(code, failure.culprits.clone())
+/// Why a keygen failed. Nobody is named on the gateway's word.
+fn ended(failure: &Failure) -> Fault {
+    Fault::Ended(Code::from_name(&failure.code).unwrap_or(Code::Internal).into(), None)
 }

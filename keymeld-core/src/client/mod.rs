@@ -160,7 +160,8 @@ pub enum Fault {
     /// The gateway refused, or this client itself before anything was sent.
     #[error("refused: {0}")]
     Refused(Refusal),
-    /// The session ended without a key or a signature.
+    /// The session ended without a key or a signature; with the words of whoever declined or cancelled, which
+    /// is the only thing that somebody is named for.
     #[error("the session failed: {0}")]
     Ended(Refusal, Option<String>),
     /// What came back does not verify: the gateway or an enclave misbehaves.

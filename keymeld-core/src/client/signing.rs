@@ -8,7 +8,6 @@ use alloc::vec::Vec;
 
 use super::exchange::{Exchange, Question, Signer, decode, unverified};
 use super::key::VerifiedKey;
-use super::keygen::refusal;
 use super::{Client, Done, Fault, Goal, Review, Turn};
 use crate::api::rest::{Failure, IntentResponse, ItemHint, SignRequest, SigningState, SigningStatus};
 use crate::artifact::VERSION;
@@ -22,7 +21,7 @@ use crate::crypto::seal::Context;
 use crate::entropy::Entropy;
 use crate::id::{SigningId, UserId};
 use crate::limits::INTENT_LIFETIME_DEFAULT_MS;
-use crate::refusal::Code;
+use crate::refusal::{Code, Refusal};
 use crate::time::Time;
 
 /// The most bytes of a reason.
@@ -106,9 +105,7 @@ impl Client {
                     SigningResult::open(key.roster(), &intent, &seal_key, result).map_err(unverified)?;
                 Ok(Turn::Done(Done::Signed(signing_id, outcomes)))
             }
-            (SigningState::Failed, None, Some(failure)) => {
-                Err(Fault::Ended(refusal(failure), self.reason(&intent, failure)))
-            }
+            (SigningState::Failed, None, Some(failure)) => Err(self.ended(&intent, failure)),
             (SigningState::Completed | SigningState::Failed, _, _) | (_, Some(_), _) | (_, _, Some(_)) => {
                 Err(unverified(Code::WrongState))
             }
@@ -126,13 +123,33 @@ impl Client {
         }
     }
 
+    /// Why a session ended. Nobody is named on the gateway's word alone: a no has to be signed.
+    fn ended(&self, intent: &VerifiedIntent, failure: &Failure) -> Fault {
+        let code = Code::from_name(&failure.code).unwrap_or(Code::Internal);
+        match (WithdrawalKind::of(code), &failure.withdrawal) {
+            (None, None) => Fault::Ended(code.into(), None),
+            (Some(kind), Some(no)) if self.said_no(intent, kind, no) => {
+                Fault::Ended(Refusal::blaming(code, [no.user_id].into()), self.reason(no))
+            }
+            (Some(_), _) | (_, Some(_)) => unverified(Code::ApprovalInvalid),
+        }
+    }
+
+    fn said_no(&self, intent: &VerifiedIntent, kind: WithdrawalKind, no: &Withdrawal) -> bool {
+        let by_requester = no.user_id == intent.intent().requester;
+        let record = self.key.as_ref().and_then(|key| key.roster().record(no.user_id));
+        by_requester == (kind == WithdrawalKind::Cancel)
+            && no.signing_id == intent.intent().signing_id
+            && no.intent_digest == intent.digest()
+            && record.is_some_and(|record| no.verify(kind, &record.auth_key).is_ok())
+    }
+
     /// A decliner's or canceller's words. Whoever knows the session secret could have written them.
-    fn reason(&self, intent: &VerifiedIntent, failure: &Failure) -> Option<String> {
-        let user_id = *failure.culprits.first()?;
-        let signing_id = intent.intent().signing_id;
-        let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
-        let plaintext = seal_key.open(&self.reason_context(signing_id, user_id), failure.reason.as_ref()?);
-        String::from_utf8(plaintext.ok()?.to_vec()).ok()
+    fn reason(&self, no: &Withdrawal) -> Option<String> {
+        let seal_key = self.membership.seal_key(Purpose::SigningSeal(no.signing_id));
+        let context = self.reason_context(no.signing_id, no.user_id);
+        let plaintext = seal_key.open(&context, no.reason.as_ref()?).ok()?;
+        String::from_utf8(plaintext.to_vec()).ok()
     }
 
     fn reason_context(&self, signing_id: SigningId, user_id: UserId) -> Context {

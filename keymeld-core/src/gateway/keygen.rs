@@ -244,7 +244,7 @@ impl Keygen {
     }
 
     fn fail(&mut self, id: KeygenId, refusal: Refusal, step: &mut Step) {
-        let row = FailureRow { code: refusal.code.number(), culprits: refusal.culprits, reason: None };
+        let row = FailureRow { code: refusal.code.number(), culprits: refusal.culprits, withdrawal: None };
         self.end(id, KeygenEnd::Failed(row), step);
     }
 
@@ -255,7 +255,7 @@ impl Keygen {
 
 pub(super) fn failure(row: &FailureRow) -> Failure {
     let code = Code::from_number(row.code).unwrap_or(Code::Internal);
-    Failure { code: code.name().into(), culprits: row.culprits.clone(), reason: row.reason.clone() }
+    Failure { code: code.name().into(), culprits: row.culprits.clone(), withdrawal: row.withdrawal.clone() }
 }
 
 impl Gateway {

@@ -8,7 +8,7 @@ use crate::api::rest::{
     CertificateView, InitRequest, KeygenState, RegisterRequest, ReserveRequest, SignRequest, SigningState,
     SubsetHint,
 };
-use crate::artifact::approval::Approval;
+use crate::artifact::approval::{Approval, Withdrawal};
 use crate::bytes::{Blob, Hash, XOnlyKey};
 use crate::id::{EnclaveId, KeygenId, SigningId, UserId};
 use crate::record::{Family, RecordKey, Row, RowKey, Write};
@@ -98,9 +98,9 @@ pub(super) struct FailureRow {
     pub(super) code: u16,
     #[n(1)]
     pub(super) culprits: Vec<UserId>,
-    /// Sealed for the participants.
+    /// The signed no that it failed of.
     #[n(2)]
-    pub(super) reason: Option<Blob>,
+    pub(super) withdrawal: Option<Withdrawal>,
 }
 
 /// How a keygen ended.

@@ -21,7 +21,7 @@ use crate::api::proof::Caller;
 use crate::api::rest::{IntentResponse, SignRequest, SigningState, SigningStatus};
 use crate::api::router::Call;
 use crate::artifact::approval::{Approval, Withdrawal, WithdrawalKind};
-use crate::bytes::{Blob, XOnlyKey};
+use crate::bytes::XOnlyKey;
 use crate::entropy::Entropy;
 use crate::id::{SigningId, UserId};
 use crate::limits::{INTENT_LIFETIME_MAX_MS, ITEMS_MAX, SHARES_MAX, SKEW_MS};
@@ -136,8 +136,14 @@ impl Signing {
         step.report(Report::SigningEnded(id, code));
     }
 
-    pub(super) fn fail(&mut self, id: SigningId, refusal: Refusal, reason: Option<Blob>, step: &mut Step) {
-        let row = FailureRow { code: refusal.code.number(), culprits: refusal.culprits, reason };
+    pub(super) fn fail(
+        &mut self,
+        id: SigningId,
+        refusal: Refusal,
+        withdrawal: Option<Withdrawal>,
+        step: &mut Step,
+    ) {
+        let row = FailureRow { code: refusal.code.number(), culprits: refusal.culprits, withdrawal };
         self.end(id, SigningEnd::Failed(row), step);
     }
 
@@ -395,6 +401,6 @@ fn withdraw(
         };
     }
     let refusal = Refusal::blaming(kind.code(), [withdrawal.user_id].into());
-    signing.fail(id, refusal, withdrawal.reason, step);
+    signing.fail(id, refusal, Some(withdrawal), step);
     step.respond(request, problem::ok(200, &signing.status(id, 0)));
 }

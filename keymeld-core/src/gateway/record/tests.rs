@@ -14,7 +14,7 @@ use crate::api::rest::{
     CertificateView, ItemHint, KeygenState, RegisterRequest, ReserveRequest, SignRequest, SigningState,
     SlotRequest, SubsetHint,
 };
-use crate::artifact::approval::Approval;
+use crate::artifact::approval::{Approval, Withdrawal};
 use crate::bytes::{Blob, Hash, PublicKey, Signature, XOnlyKey};
 use crate::id::{EnclaveId, ItemId, KeygenId, SigningId, SubsetId, UserId};
 use crate::link::message::{IdentityRow, MESSAGE_VERSION};
@@ -73,7 +73,15 @@ fn keygen_completed() -> KeygenEnd {
 }
 
 fn failure() -> FailureRow {
-    FailureRow { code: Code::Declined.number(), culprits: vec![BOB], reason: Some(Blob(vec![1; 24])) }
+    let withdrawal = Withdrawal {
+        version: 1,
+        signing_id: SIGNING_ID,
+        user_id: BOB,
+        intent_digest: Hash([6; 32]),
+        signature: Signature([7; 64]),
+        reason: Some(Blob(vec![1; 24])),
+    };
+    FailureRow { code: Code::Declined.number(), culprits: vec![BOB], withdrawal: Some(withdrawal) }
 }
 
 fn signing_head() -> SigningHead {
@@ -141,7 +149,7 @@ fn golden_rows_of_a_keygen() {
     check("keygen_failed", KeygenEnd::Failed(failure()));
     check(
         "keygen_failed_bare",
-        KeygenEnd::Failed(FailureRow { culprits: vec![], reason: None, ..failure() }),
+        KeygenEnd::Failed(FailureRow { culprits: vec![], withdrawal: None, ..failure() }),
     );
 }
 
