@@ -200,7 +200,8 @@ fn one_key_uses_up_no_more_than_its_share_of_remembered_proofs() {
     assert_eq!(outcome_of(&mut world, call.clone()), "too-many");
     let other = by(&mut world, &call, party.users[1].slot.public());
     assert_eq!(outcome_of(&mut world, other), "200", "others are not concerned");
-    world.pass(SKEW_MS + 1);
+    // They are forgotten by the second.
+    world.pass(SKEW_MS + 1_000);
     let call = party.slots_call(&mut world);
     assert_eq!(outcome_of(&mut world, call), "200");
 }

@@ -1,23 +1,30 @@
 //! Freshness and replay of HTTP proofs.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 use crate::api::proof::Caller;
-use crate::bytes::XOnlyKey;
+use crate::crypto::hash::sha256;
 use crate::limits::SKEW_MS;
 use crate::refusal::Code;
 
-/// Proofs remembered at a time, of keys that were allowed what they asked.
-pub const PROOFS_MAX: usize = 200_000;
-/// Proofs remembered of one key.
-pub const PROOFS_PER_KEY_MAX: usize = 2_000;
+/// Proofs remembered at a time, of keys that were allowed what they asked: some 50 bytes each.
+pub const PROOFS_MAX: usize = 1_000_000;
+/// Proofs remembered of one key: a requester may make 4,000 requests a second.
+pub const PROOFS_PER_KEY_MAX: usize = 500_000;
+
+/// Stands for a key and a nonce.
+type ProofId = [u8; 16];
+/// Stands for a key, where its proofs are counted.
+type KeyTag = [u8; 8];
 
 /// Proofs that were used and are not stale yet.
 #[derive(Debug, Default)]
 pub(super) struct ProofCache {
-    used: BTreeSet<(XOnlyKey, [u8; 16])>,
-    by_expiry: BTreeSet<(u64, XOnlyKey, [u8; 16])>,
-    per_key: BTreeMap<XOnlyKey, usize>,
+    used: BTreeSet<ProofId>,
+    /// By the second after which they are stale.
+    by_expiry: BTreeMap<u64, Vec<(ProofId, KeyTag)>>,
+    per_key: BTreeMap<KeyTag, usize>,
 }
 
 impl ProofCache {
@@ -29,30 +36,33 @@ impl ProofCache {
     /// Uses a fresh proof up. Only proofs of allowed keys get here, so that strangers cannot fill the cache.
     pub(super) fn spend(&mut self, now_unix_ms: u64, caller: &Caller) -> Result<(), Code> {
         self.forget_stale(now_unix_ms);
-        if self.used.contains(&(caller.key, caller.nonce)) {
+        let hash = sha256(&[caller.key.0.as_slice(), &caller.nonce].concat());
+        let id: ProofId = *hash.0.first_chunk().expect("32 bytes");
+        let tag: KeyTag = *caller.key.0.first_chunk().expect("32 bytes");
+        if self.used.contains(&id) {
             return Err(Code::ProofReplayed);
         }
-        let of_key = self.per_key.get(&caller.key).copied().unwrap_or(0);
+        let of_key = self.per_key.get(&tag).copied().unwrap_or(0);
         if self.used.len() >= PROOFS_MAX || of_key >= PROOFS_PER_KEY_MAX {
             return Err(Code::TooMany);
         }
-        self.used.insert((caller.key, caller.nonce));
-        self.by_expiry.insert((caller.unix_ms + SKEW_MS, caller.key, caller.nonce));
-        self.per_key.insert(caller.key, of_key + 1);
+        self.used.insert(id);
+        self.by_expiry.entry((caller.unix_ms + SKEW_MS) / 1_000).or_default().push((id, tag));
+        self.per_key.insert(tag, of_key + 1);
         Ok(())
     }
 
     fn forget_stale(&mut self, now_unix_ms: u64) {
-        while let Some((expiry, key, nonce)) = self.by_expiry.first().copied() {
-            if expiry >= now_unix_ms {
-                break;
-            }
-            self.by_expiry.pop_first();
-            self.used.remove(&(key, nonce));
-            if let Some(count) = self.per_key.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    self.per_key.remove(&key);
+        while let Some(expired) =
+            self.by_expiry.first_entry().filter(|entry| *entry.key() < now_unix_ms / 1_000)
+        {
+            for (id, tag) in expired.remove() {
+                self.used.remove(&id);
+                if let Some(count) = self.per_key.get_mut(&tag) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.per_key.remove(&tag);
+                    }
                 }
             }
         }
@@ -91,7 +101,7 @@ mod tests {
             assert_eq!(cache.spend(1_000_000, &caller(1_000_000, nonce)), Ok(()));
         }
         assert_eq!(cache.spend(1_000_000, &caller(1_000_000, u32::MAX)), Err(Code::TooMany));
-        assert_eq!(cache.spend(1_060_001, &caller(1_060_001, u32::MAX)), Ok(()));
+        assert_eq!(cache.spend(1_061_000, &caller(1_061_000, u32::MAX)), Ok(()));
         assert_eq!((cache.used.len(), cache.by_expiry.len(), cache.per_key.len()), (1, 1, 1));
     }
 }
