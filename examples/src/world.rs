@@ -3,7 +3,7 @@
 //! [`World::step`] is all there is to driving KeyMeld: hand one machine one event, carry out its commands,
 //! and remember what comes of them as further events.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,9 +55,36 @@ struct Host {
 /// A client and what it had stored.
 struct Seat {
     machine: Client,
+    /// Jobs that have not finished yet.
+    asked: BTreeSet<JobId>,
     finished: BTreeMap<JobId, Result<Done, Fault>>,
     last_job: u64,
     kept: Vec<Keep>,
+    deeds: Vec<Deed>,
+}
+
+/// What a client did to the world outside.
+#[derive(Debug)]
+pub enum Deed {
+    /// It stored what stands here in [`World::kept`].
+    Kept(usize),
+    /// It sent a request, whatever became of it.
+    Sent(Request),
+}
+
+/// What becomes of a client's request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is carried out and answered.
+    Answered,
+    /// It gets lost, and the client hears so at once.
+    Lost,
+    /// It gets lost, and the client hears nothing until it gives up.
+    Silence,
+    /// It is carried out, but the answer gets lost.
+    AnswerLost,
+    /// Something in between answers.
+    Intercepted(Response),
 }
 
 /// Kills the gateway at one of its commits.
@@ -71,6 +98,12 @@ pub struct Kill {
 
 /// Changes an answer on its way to a client.
 pub type Tamper = Box<dyn FnMut(&Request, Response) -> Response>;
+
+/// Decides what becomes of requests, by the client's place.
+pub type Wire = Box<dyn FnMut(usize, &Request) -> Fate>;
+
+/// Says whether what a client keeps becomes durable, by the client's place.
+pub type Keeper = Box<dyn FnMut(usize, &Keep) -> bool>;
 
 /// Everything that there is.
 pub struct World<D> {
@@ -86,7 +119,9 @@ pub struct World<D> {
     seats: Vec<Seat>,
     happenings: VecDeque<Happening>,
     /// Whoever made an HTTP request, by the gateway's number for it.
-    requests: BTreeMap<u64, (usize, client::CallId, Request)>,
+    requests: BTreeMap<u64, Asked>,
+    /// When clients give up requests that got lost: monotonic milliseconds.
+    silences: BTreeSet<(u64, usize, client::CallId)>,
     calls: BTreeMap<u64, gateway::CallId>,
     last_request: u64,
     commits: u64,
@@ -94,6 +129,20 @@ pub struct World<D> {
     pub kill: Option<Kill>,
     /// What happens to answers on their way to a client.
     pub tamper: Option<Tamper>,
+    /// What becomes of clients' requests; `None` for the best.
+    pub wire: Option<Wire>,
+    /// Whether clients' disks work; `None` for always.
+    pub keeper: Option<Keeper>,
+    /// How far clients' clocks are ahead, in milliseconds, by place.
+    pub skews: BTreeMap<usize, i64>,
+}
+
+/// A request that the gateway owes an answer to.
+struct Asked {
+    at: usize,
+    call: client::CallId,
+    request: Request,
+    answer_lost: bool,
 }
 
 impl<D: Disk> World<D> {
@@ -130,11 +179,15 @@ impl<D: Disk> World<D> {
             seats: Vec::new(),
             happenings: VecDeque::new(),
             requests: BTreeMap::new(),
+            silences: BTreeSet::new(),
             calls: BTreeMap::new(),
             last_request: 0,
             commits: 0,
             kill: None,
             tamper: None,
+            wire: None,
+            keeper: None,
+            skews: BTreeMap::new(),
         };
         for at in 0..enclaves {
             world.happenings.push_back(Happening::Enclave(at, enclave::Event::Started));
@@ -177,7 +230,14 @@ impl<D: Disk> World<D> {
 
     /// Adds a client; the answer is its place.
     pub fn seat(&mut self, machine: Client) -> usize {
-        let seat = Seat { machine, finished: BTreeMap::new(), last_job: 0, kept: Vec::new() };
+        let seat = Seat {
+            machine,
+            asked: BTreeSet::new(),
+            finished: BTreeMap::new(),
+            last_job: 0,
+            kept: Vec::new(),
+            deeds: Vec::new(),
+        };
         self.seats.push(seat);
         self.seats.len() - 1
     }
@@ -192,13 +252,38 @@ impl<D: Disk> World<D> {
         &self.seats[at].kept
     }
 
+    /// What the client at a place has done, oldest first.
+    pub fn deeds(&self, at: usize) -> &[Deed] {
+        &self.seats[at].deeds
+    }
+
+    /// The requests that the client at a place has sent, oldest first.
+    pub fn sent(&self, at: usize) -> impl Iterator<Item = &Request> {
+        self.seats[at].deeds.iter().filter_map(|deed| match deed {
+            Deed::Sent(request) => Some(request),
+            Deed::Kept(_) => None,
+        })
+    }
+
     /// Asks for a job that may take a day.
     pub fn ask(&mut self, at: usize, job: Job) -> JobId {
-        self.seats[at].last_job += 1;
-        let job_id = JobId(self.seats[at].last_job);
-        let event = client::Event::Asked { job_id, job, timeout_ms: 24 * 3_600_000 };
-        self.happenings.push_back(Happening::Client(at, event));
+        self.ask_within(at, job, 24 * 3_600_000)
+    }
+
+    /// Asks for a job that may take only so long.
+    pub fn ask_within(&mut self, at: usize, job: Job, timeout_ms: u64) -> JobId {
+        let seat = &mut self.seats[at];
+        seat.last_job += 1;
+        let job_id = JobId(seat.last_job);
+        seat.asked.insert(job_id);
+        self.happenings.push_back(Happening::Client(at, client::Event::Asked { job_id, job, timeout_ms }));
         job_id
+    }
+
+    /// Tells a client that nobody waits for a job any more.
+    pub fn abandon(&mut self, at: usize, job_id: JobId) {
+        self.seats[at].asked.remove(&job_id);
+        self.happenings.push_back(Happening::Client(at, client::Event::Abandoned { job_id }));
     }
 
     /// Runs until a job is finished.
@@ -252,7 +337,9 @@ impl<D: Disk> World<D> {
                 self.carry_out_enclave(at);
             }
             Some(Happening::Client(at, event)) => {
-                self.seats[at].machine.handle(self.time, event, &mut self.entropy);
+                let skew = self.skews.get(&at).copied().unwrap_or(0);
+                let time = Time { unix_ms: self.time.unix_ms.saturating_add_signed(skew), ..self.time };
+                self.seats[at].machine.handle(time, event, &mut self.entropy);
                 self.carry_out_client(at);
             }
         }
@@ -264,7 +351,8 @@ impl<D: Disk> World<D> {
         let gateway = self.gateway.next_deadline();
         let enclaves = self.hosts.iter().filter_map(|host| host.machine.next_deadline());
         let clients = self.seats.iter().filter_map(|seat| seat.machine.next_deadline());
-        let next = gateway.into_iter().chain(enclaves).chain(clients).map(|deadline| deadline.mono_ms).min();
+        let deadlines = gateway.into_iter().chain(enclaves).chain(clients).map(|deadline| deadline.mono_ms);
+        let next = deadlines.chain(self.silences.first().map(|(gives_up, ..)| *gives_up)).min();
         self.sleep(next.unwrap_or(self.time.mono_ms).saturating_sub(self.time.mono_ms));
     }
 
@@ -273,6 +361,13 @@ impl<D: Disk> World<D> {
         self.time.mono_ms += ms;
         self.time.unix_ms += ms;
         self.clock.store(self.time.unix_ms, Ordering::SeqCst);
+        while let Some((gives_up, at, call)) = self.silences.pop_first() {
+            if gives_up > self.time.mono_ms {
+                self.silences.insert((gives_up, at, call));
+                break;
+            }
+            self.happenings.push_back(Happening::Client(at, client::Event::CallFailed { call }));
+        }
         self.happenings.push_back(Happening::Gateway(gateway::Event::Ticked));
         for at in 0..self.hosts.len() {
             self.happenings.push_back(Happening::Enclave(at, enclave::Event::Ticked));
@@ -297,7 +392,7 @@ impl<D: Disk> World<D> {
         self.gateway = Gateway::new(gateway::Config::new(ids));
         self.happenings.retain(|happening| !matches!(happening, Happening::Gateway(_)));
         self.calls.clear();
-        for (at, call, _) in std::mem::take(&mut self.requests).into_values() {
+        for Asked { at, call, .. } in std::mem::take(&mut self.requests).into_values() {
             self.happenings.push_back(Happening::Client(at, client::Event::CallFailed { call }));
         }
         self.gateway_started();
@@ -337,12 +432,14 @@ impl<D: Disk> World<D> {
                 }
                 gateway::Command::Persist(persist) => batch.push(persist),
                 gateway::Command::Respond { request, response } => {
-                    if let Some((at, call, asked)) = self.requests.remove(&request.0) {
-                        let response = match &mut self.tamper {
-                            Some(tamper) => tamper(&asked, response),
-                            None => response,
+                    if let Some(Asked { at, call, request, answer_lost }) = self.requests.remove(&request.0) {
+                        let event = match &mut self.tamper {
+                            _ if answer_lost => client::Event::CallFailed { call },
+                            Some(tamper) => {
+                                client::Event::Replied { call, response: tamper(&request, response) }
+                            }
+                            None => client::Event::Replied { call, response },
                         };
-                        let event = client::Event::Replied { call, response };
                         self.happenings.push_back(Happening::Client(at, event));
                     }
                 }
@@ -415,33 +512,53 @@ impl<D: Disk> World<D> {
     }
 
     fn carry_out_client(&mut self, at: usize) {
-        let seat = &mut self.seats[at];
-        while let Some(command) = seat.machine.poll_command() {
+        while let Some(command) = self.seats[at].machine.poll_command() {
+            let seat = &mut self.seats[at];
             match command {
                 client::Command::Store { token, keep } => {
-                    seat.kept.push(keep);
-                    let event = client::Event::Stored { token };
+                    let event = if self.keeper.as_mut().is_none_or(|keeper| keeper(at, &keep)) {
+                        seat.deeds.push(Deed::Kept(seat.kept.len()));
+                        seat.kept.push(keep);
+                        client::Event::Stored { token }
+                    } else {
+                        client::Event::StoreFailed { token }
+                    };
                     self.happenings.push_back(Happening::Client(at, event));
                 }
-                client::Command::Send { call, request, .. } => match router::route(&request) {
-                    Ok(routed) => {
-                        self.last_request += 1;
-                        self.requests.insert(self.last_request, (at, call, request));
-                        let request = gateway::RequestId(self.last_request);
-                        let event = gateway::Event::Requested { request, call: routed };
-                        self.happenings.push_back(Happening::Gateway(event));
-                    }
-                    Err(code) => {
-                        let response = problem::refused(&Code::into(code));
-                        let event = client::Event::Replied { call, response };
-                        self.happenings.push_back(Happening::Client(at, event));
-                    }
-                },
+                client::Command::Send { call, request, timeout_ms } => {
+                    seat.deeds.push(Deed::Sent(request.clone()));
+                    self.send(at, call, request, timeout_ms);
+                }
                 client::Command::Finish { job_id, outcome } => {
+                    assert!(seat.asked.remove(&job_id), "a job finishes once");
                     seat.finished.insert(job_id, outcome);
                 }
             }
         }
+    }
+
+    fn send(&mut self, at: usize, call: client::CallId, request: Request, timeout_ms: u64) {
+        let fate = self.wire.as_mut().map_or(Fate::Answered, |wire| wire(at, &request));
+        let answer_lost = fate == Fate::AnswerLost;
+        let event = match fate {
+            Fate::Lost => client::Event::CallFailed { call },
+            Fate::Intercepted(response) => client::Event::Replied { call, response },
+            Fate::Silence => {
+                self.silences.insert((self.time.mono_ms + timeout_ms, at, call));
+                return;
+            }
+            Fate::Answered | Fate::AnswerLost => match router::route(&request) {
+                Ok(routed) => {
+                    self.last_request += 1;
+                    self.requests.insert(self.last_request, Asked { at, call, request, answer_lost });
+                    let request = gateway::RequestId(self.last_request);
+                    let event = gateway::Event::Requested { request, call: routed };
+                    return self.happenings.push_back(Happening::Gateway(event));
+                }
+                Err(code) => client::Event::Replied { call, response: problem::refused(&Code::into(code)) },
+            },
+        };
+        self.happenings.push_back(Happening::Client(at, event));
     }
 }
 
