@@ -228,6 +228,11 @@ impl<D: Disk> World<D> {
         }
     }
 
+    /// What makes the enclaves' security modules.
+    pub fn root(&self) -> &SoftwareRoot {
+        &self.root
+    }
+
     /// Adds a client; the answer is its place.
     pub fn seat(&mut self, machine: Client) -> usize {
         let seat = Seat {

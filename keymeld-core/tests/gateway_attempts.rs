@@ -131,18 +131,22 @@ fn passing_refusals_are_retried_with_growing_pauses() {
 
 #[test]
 fn attempts_that_end_in_refusals_are_limited() {
-    let (mut world, party) = ready_to_sign();
-    for enclave in world.enclaves.values_mut() {
-        let is = |request: &Request| matches!(request, Request::MakePartials(_));
-        enclave.script = Some(Box::new(move |request| is(request).then(|| refused(Code::AttemptConsumed))));
+    // A fault of the enclave's own is none that passes unseen.
+    for code in [Code::AttemptConsumed, Code::Internal] {
+        let (mut world, party) = ready_to_sign();
+        for enclave in world.enclaves.values_mut() {
+            let is = |request: &Request| matches!(request, Request::MakePartials(_));
+            enclave.script = Some(Box::new(move |request| is(request).then(|| refused(code))));
+        }
+        let sign = party.sign(&mut world, 1);
+        world.call(sign);
+        let status = party.signing_status(&mut world, 1);
+        assert_eq!(status.failure.expect("failed").code, "too-many-attempts");
+        assert_eq!(attempts(&world).len(), ATTEMPTS_REFUSED_MAX as usize);
+        let is_refused =
+            |report: &&Report| matches!(report, Report::AttemptRefused(_, other) if *other == code);
+        assert_eq!(world.reports.iter().filter(is_refused).count(), ATTEMPTS_REFUSED_MAX as usize);
     }
-    let sign = party.sign(&mut world, 1);
-    world.call(sign);
-    let status = party.signing_status(&mut world, 1);
-    assert_eq!(status.failure.expect("failed").code, "too-many-attempts");
-    assert_eq!(attempts(&world).len(), ATTEMPTS_REFUSED_MAX as usize);
-    let is_refused = |report: &&Report| matches!(report, Report::AttemptRefused(_, Code::AttemptConsumed));
-    assert_eq!(world.reports.iter().filter(is_refused).count(), ATTEMPTS_REFUSED_MAX as usize);
 }
 
 #[test]
@@ -280,7 +284,9 @@ fn an_approval_that_an_enclave_asks_for_is_waited_for() {
 
 #[test]
 fn a_keygen_waits_for_its_enclaves_without_a_storm_and_fails_for_faults_of_the_roster() {
-    for (code, ends) in [(Code::TimeUnknown, false), (Code::SessionSecretsDiffer, true)] {
+    for (code, ends) in
+        [(Code::TimeUnknown, false), (Code::SessionSecretsDiffer, true), (Code::Internal, true)]
+    {
         let mut world = World::new(3);
         let party = Party::new(1, 3);
         party.begin(&mut world);
@@ -294,7 +300,8 @@ fn a_keygen_waits_for_its_enclaves_without_a_storm_and_fails_for_faults_of_the_r
         world.pass(60_000);
         let status = party.status(&mut world);
         if ends {
-            assert_eq!(status.failure.expect("failed").code, "session-secrets-differ");
+            assert_eq!(status.failure.expect("failed").code, code.name());
+            assert!(world.reports.contains(&Report::KeygenEnded(party.keygen_id, Some(code))));
             continue;
         }
         assert_eq!(status.state, KeygenState::KeyGeneration);

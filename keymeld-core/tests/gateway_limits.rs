@@ -10,8 +10,10 @@ use keymeld_core::api::rest::{
     ItemHint, KeygenState, RegisterRequest, ReserveRequest, SignRequest, SigningState, SubsetHint,
 };
 use keymeld_core::api::router::{Call, Wait};
-use keymeld_core::bytes::{Blob, XOnlyKey};
-use keymeld_core::gateway::{COMMANDS_MAX, Command, Event, QUEUE_MAX, RETRY_MS_MAX, RequestId};
+use keymeld_core::bytes::{Blob, Hash, XOnlyKey};
+use keymeld_core::gateway::{
+    ATTESTATIONS_IN_FLIGHT_MAX, COMMANDS_MAX, Command, Event, QUEUE_MAX, RETRY_MS_MAX, RequestId,
+};
 use keymeld_core::id::{ItemId, KeygenId, SubsetId, UserId};
 use keymeld_core::limits::{
     INTENT_LIFETIME_MAX_MS, ITEMS_MAX, MANIFEST_BYTES_MAX, PARTICIPANTS_MAX, RECORD_BYTES_MAX, SHARES_MAX,
@@ -147,6 +149,35 @@ fn registrations_that_enclaves_are_checking_are_bounded() {
         requests.iter().map(|request| outcome(&world.answer(*request).expect("answered"))).collect();
     assert_eq!(outcomes[0], "201");
     assert!(outcomes[1..].iter().all(|outcome| outcome == "200"), "{outcomes:?}");
+}
+
+#[test]
+fn challenges_in_flight_to_one_enclave_are_bounded_and_others_go_on() {
+    let mut world = World::new(2);
+    let challenge = |number| Call::Attestation {
+        enclave_id: gateway_support::enclave_id(number),
+        nonce: Hash([5; 32]),
+        epoch: None,
+    };
+    let waiting: Vec<RequestId> = (0..ATTESTATIONS_IN_FLIGHT_MAX).map(|_| world.ask(challenge(1))).collect();
+    let refused = world.ask(challenge(1));
+    assert_eq!(outcome(&world.answer(refused).expect("refused at once")), "too-many");
+    let other = world.ask(challenge(2));
+    // Half are answered, the other half fail with the link.
+    for _ in 0..ATTESTATIONS_IN_FLIGHT_MAX / 2 {
+        let command = world.outbox.pop_front().expect("a challenge");
+        world.carry_out(command);
+    }
+    world.lose(gateway_support::enclave_id(1));
+    world.find(gateway_support::enclave_id(1));
+    world.run();
+    assert_eq!(outcome(&world.answer(other).expect("answered")), "200");
+    assert!(waiting.iter().all(|request| world.answer(*request).is_some()));
+    let again: Vec<RequestId> = (0..ATTESTATIONS_IN_FLIGHT_MAX).map(|_| world.ask(challenge(1))).collect();
+    world.run();
+    for request in again {
+        assert_eq!(outcome(&world.answer(request).expect("answered")), "200");
+    }
 }
 
 fn sign_with(party: &Party, world: &mut World, change: impl Fn(&mut SignRequest)) -> String {

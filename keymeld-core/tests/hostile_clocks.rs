@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use keymeld_core::artifact::roster::EnclaveKeys;
 use keymeld_core::bytes::Hash;
 use keymeld_core::enclave::identity::DataKey;
-use keymeld_core::enclave::{Command, Event, PENDING_MAX, TIME_REFRESH_MS, TIME_RETRY_MS};
+use keymeld_core::enclave::{
+    ATTESTATIONS_PENDING_MAX, Command, Event, PENDING_MAX, TIME_REFRESH_MS, TIME_RETRY_MS,
+};
 use keymeld_core::entropy::{Entropy, EntropyFailed, Origin};
 use keymeld_core::link::message::{Attest, CreateIdentity, HelloReply, OpenKeygen, Reply, Request};
 use keymeld_core::refusal::{Code, Refusal};
@@ -219,26 +221,47 @@ fn answers_to_no_question_or_to_one_of_another_kind_change_nothing() {
     }
 }
 
-#[test]
-fn questions_that_nobody_answers_are_bounded() {
-    let mut host = Host::ready(0);
+/// Asks without an answer being given; the question's token.
+fn ask_only(host: &mut Host, request: Request) -> u64 {
     let now = Time { unix_ms: 0, mono_ms: host.mono_ms };
-    let mut tokens = Vec::new();
-    for call in 0..PENDING_MAX as u64 {
-        let event = Event::Requested { call, routing_id: [0; 16], body: attest(0).encode() };
-        host.enclave.handle(now, event, &mut host.entropy);
-        let Some(Command::Attest { token, .. }) = host.enclave.poll_command() else { panic!("asks") };
-        tokens.push(token);
+    let event = Event::Requested { call: 1, routing_id: request.routing_id(), body: request.encode() };
+    host.enclave.handle(now, event, &mut host.entropy);
+    match host.enclave.poll_command() {
+        Some(Command::Attest { token, .. } | Command::GenerateDataKey { token, .. }) => token,
+        other => panic!("asks: {other:?}"),
     }
+}
+
+#[test]
+fn challenges_that_nobody_answers_are_bounded_and_leave_room_for_identities_and_the_time() {
+    let mut host = Host::ready(0);
+    let tokens: Vec<u64> = (0..ATTESTATIONS_PENDING_MAX).map(|_| ask_only(&mut host, attest(0))).collect();
     assert_eq!(code_of(host.ask(attest(0))), Code::TooMany);
-    // The rest goes on, the time too.
+    // The rest goes on, the time and births too.
     assert!(host.ask(Request::CheckRegistration(group().check_message(0))).is_ok());
     host.mono_ms += TIME_REFRESH_MS;
-    host.deliver(Event::Ticked);
+    let now = Time { unix_ms: 0, mono_ms: host.mono_ms };
+    host.enclave.handle(now, Event::Ticked, &mut host.entropy);
+    let asked = host.enclave.poll_command();
+    assert!(matches!(asked, Some(Command::Attest { nonce: None, .. })), "{asked:?}");
+    ask_only(&mut host, Request::CreateIdentity(CreateIdentity { epoch: 9 }));
     let answer = Event::Attested { token: tokens[0], document: Ok(vec![1]) };
     host.enclave.handle(now, answer, &mut host.entropy);
     while host.enclave.poll_command().is_some() {}
     assert!(host.ask(attest(0)).is_ok());
+}
+
+#[test]
+fn questions_that_nobody_answers_are_bounded() {
+    let mut host = Host::ready(0);
+    for number in 0..PENDING_MAX {
+        let create = Request::CreateIdentity(CreateIdentity { epoch: 100 + number as u32 });
+        ask_only(&mut host, if number < ATTESTATIONS_PENDING_MAX { attest(0) } else { create });
+    }
+    let create = Request::CreateIdentity(CreateIdentity { epoch: 99 });
+    assert_eq!(code_of(host.ask(create)), Code::TooMany);
+    // The rest goes on.
+    assert!(host.ask(Request::CheckRegistration(group().check_message(0))).is_ok());
 }
 
 #[test]

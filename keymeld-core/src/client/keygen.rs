@@ -172,7 +172,12 @@ impl Client {
         }
     }
 
-    pub(super) fn keygen_shown(&self, body: &[u8], entropy: &mut Entropy) -> Result<Turn, Fault> {
+    pub(super) fn keygen_shown(
+        &self,
+        goal: &Goal,
+        body: &[u8],
+        entropy: &mut Entropy,
+    ) -> Result<Turn, Fault> {
         let shown: KeygenStatus = decode(body)?;
         match (shown.state, shown.completed, shown.failure) {
             (KeygenState::Completed, Some(completed), None) => {
@@ -184,7 +189,12 @@ impl Client {
                 KeygenState::Reserved | KeygenState::CollectingParticipants | KeygenState::KeyGeneration,
                 None,
                 None,
-            ) => Ok(Turn::Again(Question::KeygenStatus)),
+            ) if matches!(goal, Goal::Key) => Ok(Turn::Again(Question::KeygenStatus)),
+            (
+                KeygenState::Reserved | KeygenState::CollectingParticipants | KeygenState::KeyGeneration,
+                None,
+                None,
+            ) => Err(Code::WrongState.into()),
             (_, _, _) => Err(unverified(Code::WrongState)),
         }
     }

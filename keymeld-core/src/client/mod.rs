@@ -639,13 +639,17 @@ impl Client {
             Answer::Away => return self.pause(now, task, exchange),
             Answer::Refused(refusal) => return self.finish(task.job_id, Err(Fault::Refused(refusal))),
         };
-        let Exchange { question, ask } = *exchange;
+        let Exchange { question, mut ask } = *exchange;
         match self.answered(now, &mut task.goal, question, body, entropy) {
             Ok(Turn::Again(question)) => {
                 // A gateway that answers a long poll too early is not asked in a tight loop.
-                let waited = now.mono_ms.saturating_sub(ask.asked_mono_ms) >= ask.wait_ms / 2;
-                let exchange = Box::new(Exchange { question, ask });
+                let waited_ms = now.mono_ms.saturating_sub(ask.asked_mono_ms);
+                let waited = waited_ms > 0 && waited_ms >= ask.wait_ms / 2;
+                // Each poll's proof may be corrected once.
+                ask.restaled = false;
+                let mut exchange = Box::new(Exchange { question, ask });
                 if waited {
+                    exchange.ask.failures = 0;
                     self.send(now, task, exchange, entropy);
                 } else {
                     self.pause(now, task, exchange);
@@ -670,7 +674,7 @@ impl Client {
             Question::Slots => self.slots_shown(body, entropy),
             Question::OwnEnclave(own) => self.own_enclave_attested(now, *own, body, entropy),
             Question::Register => self.registered(body),
-            Question::KeygenStatus => self.keygen_shown(body, entropy),
+            Question::KeygenStatus => self.keygen_shown(goal, body, entropy),
             Question::Enclave(enclave) => match self.enclave_attested(now, *enclave, body, entropy)? {
                 Attested::Next(turn) => Ok(turn),
                 Attested::All(key) => {

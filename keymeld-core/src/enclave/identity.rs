@@ -5,7 +5,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{Command, CommandToken, Config, DataKeyContext, Enclave, Failed, IDENTITIES_MAX, Pending};
+use super::{
+    ATTESTATIONS_PENDING_MAX, Command, CommandToken, Config, DataKeyContext, Enclave, Failed, IDENTITIES_MAX,
+    Pending,
+};
 use crate::artifact::roster::EnclaveKeys;
 use crate::attestation::{BirthExpectation, BirthUserData, ServiceUserData, verify_birth};
 use crate::bytes::{Blob, PublicKey, XOnlyKey};
@@ -323,6 +326,11 @@ impl Enclave {
             .values()
             .find(|identity| identity.epoch == attest.epoch)
             .ok_or(if self.identities.is_empty() { Code::IdentityMissing } else { Code::WrongEpoch })?;
+        let challenges =
+            self.pending.values().filter(|asked| matches!(asked, Pending::ClientAttestation { .. }));
+        if challenges.count() >= ATTESTATIONS_PENDING_MAX {
+            return Err(Code::TooMany.into());
+        }
         let user_data = ServiceUserData {
             enclave_id: self.config.enclave_id.0,
             epoch: identity.epoch,

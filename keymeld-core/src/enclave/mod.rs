@@ -41,6 +41,9 @@ pub const BYTES_PER_SHARE: usize = 512;
 pub const PAIR_SECRETS_MAX: usize = 4_096;
 /// Questions to the security module or the key service that may be open at a time.
 pub const PENDING_MAX: usize = 64;
+/// How many of them may be clients' challenges, which anybody can send: births, openings and the time always
+/// find room.
+pub const ATTESTATIONS_PENDING_MAX: usize = 48;
 /// Identities, one per epoch.
 pub const IDENTITIES_MAX: usize = 64;
 /// How often the enclave asks its security module for the time.

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use super::keygen::is_passing;
 use super::record::{self, enclave_key};
 use super::timers::{Timer, TimerKind};
-use super::{CallOwner, Command, Gateway, Report, RequestId, TokenOwner};
+use super::{ATTESTATIONS_IN_FLIGHT_MAX, CallOwner, Command, Gateway, Report, RequestId, TokenOwner};
 use crate::api::problem;
 use crate::api::rest::{AttestationResponse, EnclaveView, EnclavesResponse};
 use crate::bytes::{Hash, PublicKey};
@@ -45,6 +45,8 @@ pub(super) struct Member {
     failures: u32,
     /// When it was greeted last.
     greeted_mono_ms: Option<u64>,
+    /// Challenges of clients that it has not answered yet.
+    challenges: usize,
 }
 
 #[derive(Debug, Default)]
@@ -346,7 +348,7 @@ impl Gateway {
         nonce: Hash,
         epoch: Option<u32>,
     ) {
-        let Some(member) = self.members.get(&enclave_id) else {
+        let Some(member) = self.members.get_mut(&enclave_id) else {
             return self.refuse(request, Code::UnknownId);
         };
         let Some(newest) = member.open.last().copied().filter(|_| member.is_ready()) else {
@@ -359,6 +361,10 @@ impl Gateway {
         if !member.open.contains(&epoch) {
             return self.refuse(request, Code::EnclaveAway);
         }
+        if member.challenges >= ATTESTATIONS_IN_FLIGHT_MAX {
+            return self.refuse(request, Code::TooMany);
+        }
+        member.challenges += 1;
         let owner = CallOwner::Attestation(request, epoch);
         self.call(enclave_id, owner, Request::Attest(Attest { epoch, nonce }));
     }
@@ -370,6 +376,9 @@ impl Gateway {
         epoch: u32,
         reply: Result<Reply, Code>,
     ) {
+        if let Some(member) = self.members.get_mut(&enclave_id) {
+            member.challenges -= 1;
+        }
         match reply {
             Ok(Reply::Attested(document)) => {
                 let body = AttestationResponse { enclave_id, epoch, document };

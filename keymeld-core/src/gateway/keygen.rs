@@ -62,7 +62,6 @@ pub(super) fn is_passing(code: Code) -> bool {
             | Code::WrongEnclaveKey
             | Code::UnknownSession
             | Code::KeyServiceFailed
-            | Code::Internal
     )
 }
 

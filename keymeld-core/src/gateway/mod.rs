@@ -52,6 +52,9 @@ pub const DORMANT_MAX: usize = 1_000_000;
 pub const EVICTION_TRIES_MAX: usize = 64;
 /// Requests that wait for one session.
 pub const QUEUE_MAX: usize = 256;
+/// Challenges of clients that one enclave may have to answer at a time: anybody can send them, and each costs the
+/// enclave's security module a signature.
+pub const ATTESTATIONS_IN_FLIGHT_MAX: usize = 32;
 /// Long polls that wait for one session.
 pub const WAITERS_PER_SESSION_MAX: usize = 256;
 /// Bytes of completed keygens that are kept at hand for signing.

@@ -293,7 +293,8 @@ fn attempt_failed(id: SigningId, signing: &mut Signing, refusal: Refusal, step: 
         return;
     }
     step.report(Report::AttemptRefused(id, code));
-    // Nonces were used up or mixed up: another attempt may do better, within reason.
+    // Nonces were used up or mixed up, or an enclave has a fault of its own: another attempt may do better,
+    // within reason.
     let worth_another = matches!(
         code,
         Code::UnknownAttempt
@@ -304,6 +305,7 @@ fn attempt_failed(id: SigningId, signing: &mut Signing, refusal: Refusal, step: 
             | Code::NonceInvalid
             | Code::RoutingMismatch
             | Code::Malformed
+            | Code::Internal
     );
     signing.attempts_refused += 1;
     if !worth_another {
