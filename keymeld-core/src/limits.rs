@@ -21,8 +21,8 @@ pub const TWEAKS_MAX: usize = 8;
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of a manifest's JSON.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of a record's body or of a certificate's.
-pub const RECORD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a record's body, which takes below 1 KiB.
+pub const RECORD_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of a certificate's body.
 pub const CERTIFICATE_BYTES_MAX: usize = 32 * 1024;
 /// Bytes of an intent's body.
@@ -37,6 +37,8 @@ pub const SEALED_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const INVITE_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of a request body of the REST API.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of a response body of the REST API: the largest completed keygen and the largest result fit.
+pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How far clocks may disagree.
 pub const SKEW_MS: u64 = 60_000;

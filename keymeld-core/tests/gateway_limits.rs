@@ -16,8 +16,8 @@ use keymeld_core::gateway::{
 };
 use keymeld_core::id::{ItemId, KeygenId, SubsetId, UserId};
 use keymeld_core::limits::{
-    INTENT_LIFETIME_MAX_MS, ITEMS_MAX, MANIFEST_BYTES_MAX, PARTICIPANTS_MAX, RECORD_BYTES_MAX, SHARES_MAX,
-    SKEW_MS, SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX,
+    ENVELOPE_BYTES_MAX, INTENT_LIFETIME_MAX_MS, ITEMS_MAX, MANIFEST_BYTES_MAX, PARTICIPANTS_MAX,
+    RECORD_BYTES_MAX, SHARES_MAX, SKEW_MS, SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX,
 };
 use keymeld_core::link::message::Request;
 
@@ -106,8 +106,8 @@ fn registrations_are_bounded_and_checked() {
     let changes: [(Change, &str); 8] = [
         (|request| request.record.0.resize(4 * RECORD_BYTES_MAX, 0), "201"),
         (|request| request.record.0.resize(4 * RECORD_BYTES_MAX + 1, 0), "too-large"),
-        (|request| request.envelope.0.resize(RECORD_BYTES_MAX, 0), "201"),
-        (|request| request.envelope.0.resize(RECORD_BYTES_MAX + 1, 0), "too-large"),
+        (|request| request.envelope.0.resize(2 * ENVELOPE_BYTES_MAX, 0), "201"),
+        (|request| request.envelope.0.resize(2 * ENVELOPE_BYTES_MAX + 1, 0), "too-large"),
         (|request| request.auth_key = XOnlyKey([0; 32]), "not-on-curve"),
         (|request| request.enclave_key.0 = [0; 33], "point-at-infinity"),
         (|request| request.enclave_key.0[1..].fill(0xff), "not-on-curve"),

@@ -16,14 +16,14 @@ use keymeld_core::artifact::{Signed, tweak};
 use keymeld_core::bytes::{Blob, Hash, Message};
 use keymeld_core::crypto::auth::AuthKey;
 use keymeld_core::crypto::hash::{Tag, tagged_hash};
-use keymeld_core::crypto::seal::{Context, SealError};
+use keymeld_core::crypto::seal::{Context, SealError, SealKey};
 use keymeld_core::entropy::test_entropy;
 use keymeld_core::id::{AttemptId, ItemId, SubsetId, UserId};
 use keymeld_core::limits::{
-    BODY_BYTES_MAX, CERTIFICATE_BYTES_MAX, INTENT_BYTES_MAX, INTENT_LIFETIME_MAX_MS, INVITE_BYTES_MAX,
-    ITEMS_MAX, JSON_INTEGER_MAX, MANIFEST_BYTES_MAX, NAME_BYTES_MAX, PARTICIPANTS_MAX, PARTICIPANTS_MIN,
-    RECORD_BYTES_MAX, RESULT_BYTES_MAX, SEALED_BYTES_MAX, SHARES_MAX, SKEW_MS, SUBSET_MEMBERS_SUM_MAX,
-    SUBSETS_MAX, TWEAKS_MAX,
+    ANSWER_BYTES_MAX, BODY_BYTES_MAX, CERTIFICATE_BYTES_MAX, INTENT_BYTES_MAX, INTENT_LIFETIME_MAX_MS,
+    INVITE_BYTES_MAX, ITEMS_MAX, JSON_INTEGER_MAX, MANIFEST_BYTES_MAX, NAME_BYTES_MAX, PARTICIPANTS_MAX,
+    PARTICIPANTS_MIN, RECORD_BYTES_MAX, RESULT_BYTES_MAX, SEALED_BYTES_MAX, SHARES_MAX, SKEW_MS,
+    SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX, TWEAKS_MAX,
 };
 use keymeld_core::refusal::Code;
 use keymeld_core::secret::Secret;
@@ -476,4 +476,27 @@ fn the_bound_on_bytes_comes_before_everything_else() {
 fn subsets_outside_the_manifest_are_unknown() {
     assert_eq!(open_intent(|intent| intent.items[0].subset = Some(SUBSET_ID)), Ok(()));
     assert_eq!(open_intent(|intent| intent.items[0].subset = Some(subset_id(1))), Err(Code::UnknownSubset));
+}
+
+/// Whatever participants pad with white space, an honest gateway's answers can be read.
+#[test]
+fn the_largest_answers_fit() {
+    let mut entropy = test_entropy(9);
+    let seal_key = SealKey::new(Secret::copied_from(&[7; 32]));
+    let context = Context::Manifest { keygen_id: KEYGEN_ID, manifest_hash: Hash([2; 32]) };
+    let mut hex_of = |plaintext: usize| {
+        let sealed = seal_key.seal(&context, &vec![b' '; plaintext], &mut entropy).expect("fits");
+        2 * sealed.0.len()
+    };
+    let signed = |body: usize| 2 * body + 512;
+    let record = hex_of(signed(RECORD_BYTES_MAX));
+    assert!(record / 2 <= 4 * RECORD_BYTES_MAX, "the gateway takes it");
+    // A certificate is an enclave's own work: no white space, and what each subset adds.
+    let certificate = hex_of(signed(1_024 + SUBSETS_MAX * 160));
+    let keygen = hex_of(MANIFEST_BYTES_MAX) + PARTICIPANTS_MAX * (record + certificate + 512);
+    assert!(keygen + 4_096 < ANSWER_BYTES_MAX, "{keygen}");
+    let result = hex_of(signed(RESULT_BYTES_MAX)) + 2 * PARTICIPANTS_MAX * 40;
+    assert!(result + 4_096 < ANSWER_BYTES_MAX, "{result}");
+    let intent = hex_of(signed(INTENT_BYTES_MAX)) + PARTICIPANTS_MAX * 512;
+    assert!(intent + 4_096 < BODY_BYTES_MAX, "{intent}");
 }

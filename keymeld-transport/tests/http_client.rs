@@ -8,7 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use keymeld_core::api::http::{Method, Request, Response};
-use keymeld_transport::http::client::{Client, ClientError, OTHER_CONTENT_TYPE, Outgoing, REPLY_BYTES_MAX};
+use keymeld_core::limits::ANSWER_BYTES_MAX;
+use keymeld_transport::http::client::{Client, ClientError, OTHER_CONTENT_TYPE, Outgoing};
 use keymeld_transport::http::server::{Responder, Server, ServerLimits};
 
 fn get(target: &str) -> Outgoing<'_> {
@@ -113,7 +114,7 @@ fn a_body_that_never_ends_times_out() {
 #[test]
 fn replies_that_are_too_large_cut_off_or_no_http_are_told_apart() {
     let mut large = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_vec();
-    large.resize(large.len() + REPLY_BYTES_MAX + 1, b'a');
+    large.resize(large.len() + ANSWER_BYTES_MAX + 1, b'a');
     for (bytes, error) in [
         (large, ClientError::TooLarge),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc".to_vec(), ClientError::Unreachable),

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::roster::{EnclaveKeys, Roster};
-use super::{Signed, VERSION, check_version};
+use super::{Signed, VERSION, check_version, decode_signed};
 use crate::bytes::{Blob, Hash, PublicKey, Signature, XOnlyKey};
 use crate::crypto::auth::{self, AuthKey};
 use crate::crypto::hash::Tag;
@@ -106,7 +106,7 @@ impl Certificate {
     ) -> Result<Certificate, Code> {
         let expected = Certificate::of(roster, enclave);
         let plaintext = seal_key.open(&expected.context(), sealed)?;
-        let signed: Signed<IdentitySignature> = strict::from_json(&plaintext, 3 * CERTIFICATE_BYTES_MAX)?;
+        let signed: Signed<IdentitySignature> = decode_signed(&plaintext, CERTIFICATE_BYTES_MAX)?;
         let certificate: Certificate = strict::from_json(&signed.body.0, CERTIFICATE_BYTES_MAX)?;
         check_version(certificate.version)?;
         let signed_by_enclave = auth::verify(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Requesters;
 use super::roster::Roster;
 use super::tweak::{TweakStep, steps};
-use super::{Signed, check_version};
+use super::{Signed, check_version, decode_signed};
 use crate::bytes::{Blob, Hash, Message, PublicKey, Salt, Signature};
 use crate::crypto::auth::{self, AuthKey};
 use crate::crypto::hash::{Tag, sha256, tagged_hash};
@@ -214,7 +214,7 @@ impl VerifiedIntent {
         let keygen_id = roster.manifest().keygen_id;
         let context = Context::Intent { keygen_id, signing_id, digest: sealed.digest };
         let plaintext = seal_key.open(&context, &sealed.sealed)?;
-        let signed: Signed<IntentSignatures> = strict::from_json(&plaintext, 3 * INTENT_BYTES_MAX)?;
+        let signed: Signed<IntentSignatures> = decode_signed(&plaintext, INTENT_BYTES_MAX)?;
         let digest = tagged_hash(Tag::Intent, &[&signed.body.0]);
         let intent: Intent = strict::from_json(&signed.body.0, INTENT_BYTES_MAX)?;
         check_version(intent.version)?;

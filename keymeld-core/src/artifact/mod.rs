@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{Blob, PublicKey};
 use crate::crypto::auth;
 use crate::refusal::Code;
+use crate::strict::{self, JsonError};
 
 /// The version of every artifact so far.
 pub const VERSION: u64 = 1;
@@ -31,6 +32,15 @@ pub struct Signed<S> {
     pub body: Blob,
     /// The signatures over them.
     pub signatures: S,
+}
+
+/// Reads a body with its signatures: as many bytes as the hex of the largest body takes, and the signatures.
+fn decode_signed<S: for<'de> Deserialize<'de> + Serialize>(
+    bytes: &[u8],
+    body_bytes_max: usize,
+) -> Result<Signed<S>, JsonError> {
+    const SIGNATURES_BYTES_MAX: usize = 512;
+    strict::from_json(bytes, 2 * body_bytes_max + SIGNATURES_BYTES_MAX)
 }
 
 /// Refuses any version but [`VERSION`].

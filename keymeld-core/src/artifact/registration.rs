@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, Pin};
-use super::{Signed, VERSION, check_public_key, check_version};
+use super::{Signed, VERSION, check_public_key, check_version, decode_signed};
 use crate::bytes::{Blob, Hash, PublicKey, Salt, Signature, XOnlyKey};
 use crate::crypto::auth::{self, AuthKey};
 use crate::crypto::derive::Purpose;
@@ -316,7 +316,7 @@ pub fn open_record(
 ) -> Result<VerifiedRecord, Code> {
     let participant = manifest.participant(user_id).ok_or(Code::UserNotInRoster)?;
     let plaintext = seal_key.open(&record_context(manifest.keygen_id, manifest_hash, user_id), sealed)?;
-    let signed: Signed<RecordSignatures> = strict::from_json(&plaintext, 3 * RECORD_BYTES_MAX)?;
+    let signed: Signed<RecordSignatures> = decode_signed(&plaintext, RECORD_BYTES_MAX)?;
     let record: Record = strict::from_json(&signed.body.0, RECORD_BYTES_MAX)?;
     check_version(record.version)?;
     if record.manifest_hash != manifest_hash {

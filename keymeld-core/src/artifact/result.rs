@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::certificate::IdentitySignature;
 use super::intent::VerifiedIntent;
 use super::roster::{EnclaveKeys, Roster};
-use super::{Signed, VERSION, check_version};
+use super::{Signed, VERSION, check_version, decode_signed};
 use crate::bytes::{Blob, Hash, PublicKey, Signature};
 use crate::crypto::auth::{self, AuthKey};
 use crate::crypto::hash::Tag;
@@ -130,7 +130,7 @@ impl SigningResult {
     ) -> Result<Vec<VerifiedOutcome>, Code> {
         let Intent { keygen_id, signing_id, digest } = Intent::of(intent);
         let plaintext = seal_key.open(&SigningResult::context(keygen_id, signing_id, digest), sealed)?;
-        let signed: Signed<IdentitySignature> = strict::from_json(&plaintext, 3 * RESULT_BYTES_MAX)?;
+        let signed: Signed<IdentitySignature> = decode_signed(&plaintext, RESULT_BYTES_MAX)?;
         let result: SigningResult = strict::from_json(&signed.body.0, RESULT_BYTES_MAX)?;
         check_version(result.version)?;
         let EnclaveKeys { identity_key, .. } = roster

@@ -14,14 +14,13 @@ use crate::artifact::intent::VerifiedIntent;
 use crate::crypto::auth::AuthKey;
 use crate::entropy::Entropy;
 use crate::id::SigningId;
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::refusal::{Code, Refusal};
 use crate::strict;
 use crate::time::Time;
 
 /// How long an answer may take, beyond a long poll's wait.
 const ANSWER_MS_MAX: u64 = 30_000;
-/// The most bytes of an answer.
-const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What a request asks, and what is needed to judge the answer.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use crate::api::problem;
 use crate::api::rest::{KeygenState, RegisterRequest};
 use crate::crypto::auth;
 use crate::id::KeygenId;
-use crate::limits::{PARTICIPANTS_MAX, RECORD_BYTES_MAX};
+use crate::limits::{ENVELOPE_BYTES_MAX, PARTICIPANTS_MAX, RECORD_BYTES_MAX};
 use crate::link::message::{CheckRegistration, Request};
 use crate::refusal::{Code, Refusal};
 
@@ -76,7 +76,7 @@ impl Gateway {
             return Err(Code::DuplicateKey);
         }
         let too_large =
-            body.record.0.len() > 4 * RECORD_BYTES_MAX || body.envelope.0.len() > RECORD_BYTES_MAX;
+            body.record.0.len() > 4 * RECORD_BYTES_MAX || body.envelope.0.len() > 2 * ENVELOPE_BYTES_MAX;
         match (too_large, is_open) {
             (true, _) => Err(Code::TooLarge),
             (false, true) => Ok(()),

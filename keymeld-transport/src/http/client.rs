@@ -7,11 +7,10 @@ use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use keymeld_core::api::http::{Method, PROOF_HEADER, Response};
+use keymeld_core::limits::ANSWER_BYTES_MAX;
 use ureq::http::{Request, header};
 use ureq::{Agent, Body};
 
-/// The most bytes that a reply's body may have.
-pub const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The most bytes that a reply's status line and headers may have.
 pub const REPLY_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Connections kept open between requests.
@@ -31,7 +30,7 @@ pub enum ClientError {
     /// No whole reply in time.
     #[error("the gateway did not reply in time")]
     TimedOut,
-    /// The reply is over [`REPLY_BYTES_MAX`] or [`REPLY_HEAD_BYTES_MAX`].
+    /// The reply is over [`ANSWER_BYTES_MAX`] or [`REPLY_HEAD_BYTES_MAX`].
     #[error("the reply is too large")]
     TooLarge,
     /// The reply is not HTTP/1.1, or the request could not be written as such.
@@ -185,7 +184,7 @@ fn read(mut reply: ureq::http::Response<Body>) -> Result<Response, ClientError> 
     let status = reply.status().as_u16();
     let mut body = Vec::new();
     // One byte over the limit tells a body of exactly the limit from a larger one.
-    let mut bounded = reply.body_mut().as_reader().take(REPLY_BYTES_MAX as u64 + 1);
+    let mut bounded = reply.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64 + 1);
     bounded.read_to_end(&mut body).map_err(|error| {
         let kind = error.kind();
         match error.downcast::<ureq::Error>() {
@@ -193,7 +192,7 @@ fn read(mut reply: ureq::http::Response<Body>) -> Result<Response, ClientError> 
             Err(_) => classify_kind(kind),
         }
     })?;
-    if body.len() > REPLY_BYTES_MAX {
+    if body.len() > ANSWER_BYTES_MAX {
         return Err(ClientError::TooLarge);
     }
     Ok(Response { status, content_type, retry_after_s, body })
