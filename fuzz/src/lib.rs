@@ -1,1 +1,5 @@
 //! Simulator, oracles and fuzz targets of KeyMeld.
+
+pub mod corpus;
+pub mod stage;
+pub mod targets;
