@@ -3,6 +3,7 @@
 
 mod client_key;
 mod client_keygen;
+mod client_looks;
 mod client_proofs;
 mod client_signing;
 mod client_wire;

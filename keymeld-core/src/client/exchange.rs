@@ -9,6 +9,7 @@ use super::keygen::{Enclave, OwnEnclave};
 use crate::api::http::{Method, Request, Response};
 use crate::api::problem::Problem;
 use crate::api::proof::Subject;
+use crate::api::rest::KeygenStatus;
 use crate::api::router::{PREFIX, WAIT_MS_MAX};
 use crate::artifact::intent::VerifiedIntent;
 use crate::crypto::auth::AuthKey;
@@ -30,6 +31,8 @@ pub(super) enum Question {
     Slots,
     OwnEnclave(Box<OwnEnclave>),
     Register,
+    KeygenProgress,
+    ProgressSlots(Box<KeygenStatus>),
     KeygenStatus,
     Enclave(Box<Enclave>),
     Intent(SigningId),

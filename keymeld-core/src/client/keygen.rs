@@ -7,9 +7,9 @@ use alloc::sync::Arc;
 use super::exchange::{Exchange, Question, Signer, decode, unverified};
 use super::key::{DraftKey, VerifiedKey};
 use super::membership::Registered;
-use super::{Client, Done, Fault, Goal, Turn};
+use super::{Client, Done, Fault, Goal, KeygenProgress, SlotProgress, Turn};
 use crate::api::rest::{
-    AttestationResponse, Failure, KeygenState, KeygenStatus, RegisterRequest, SlotsResponse,
+    AttestationResponse, Failure, KeygenState, KeygenStatus, RegisterRequest, SlotView, SlotsResponse,
 };
 use crate::artifact::manifest::Manifest;
 use crate::artifact::registration::{ApprovalRule, Registrant};
@@ -88,14 +88,50 @@ impl Client {
         }
     }
 
-    pub(super) fn initialised(&self, body: &[u8]) -> Result<Turn, Fault> {
+    pub(super) fn initialised(&mut self, body: &[u8]) -> Result<Turn, Fault> {
         let shown: SlotsResponse = decode(body)?;
-        let coordination = self.membership.coordination.as_ref();
-        if coordination.is_some_and(|own| shown.manifest.as_ref() == Some(&own.init.manifest)) {
-            Ok(Turn::Done(Done::Initialised))
-        } else {
-            Err(unverified(Code::ManifestHashMismatch))
+        let coordination = self.membership.coordination.as_mut();
+        let published = coordination.filter(|own| shown.manifest.as_ref() == Some(&own.init.manifest));
+        let own = published.ok_or(unverified(Code::ManifestHashMismatch))?;
+        if core::mem::replace(&mut own.published, true) {
+            return Ok(Turn::Done(Done::Initialised));
         }
+        self.revision += 1;
+        Ok(Turn::Keep(Done::Initialised))
+    }
+
+    /// The keygen's status; anybody who knows the session secret may see it.
+    pub(super) fn ask_for_progress(&self) -> Turn {
+        let path = format!("keygen/{}/status", self.membership.keygen_id);
+        Turn::ask(Exchange::get(Question::KeygenProgress, &path, Signer::Session))
+    }
+
+    pub(super) fn progress_shown(&self, body: &[u8]) -> Result<Turn, Fault> {
+        let status: KeygenStatus = decode(body)?;
+        let path = format!("keygen/{}/slots", self.membership.keygen_id);
+        let question = Question::ProgressSlots(Box::new(status));
+        Ok(Turn::ask(Exchange::get(question, &path, Signer::Session)))
+    }
+
+    pub(super) fn progress_slots_shown(&self, status: KeygenStatus, body: &[u8]) -> Result<Turn, Fault> {
+        let shown: SlotsResponse = decode(body)?;
+        let manifest = shown.manifest.as_ref().map(|sealed| self.membership.open_manifest(sealed));
+        let manifest = manifest.transpose().map_err(unverified)?;
+        let slot = |slot: &SlotView| SlotProgress {
+            user_id: slot.user_id,
+            participant: manifest
+                .as_ref()
+                .and_then(|manifest| manifest.participant(slot.user_id))
+                .map(|participant| (participant.name.clone(), participant.pin.clone())),
+            enclave_id: slot.enclave_id,
+            registered: slot.registered,
+        };
+        Ok(Turn::Done(Done::Keygen(Box::new(KeygenProgress {
+            state: status.state,
+            deadline: shown.deadline,
+            slots: shown.slots.iter().map(slot).collect(),
+            failure: status.failure.as_ref().map(code_of),
+        }))))
     }
 
     /// Reads the manifest and asks the slot's enclave who it is.
@@ -125,7 +161,7 @@ impl Client {
         }
         let OwnEnclave { enclave_id, nonce, manifest } = own;
         let shown: AttestationResponse = decode(body)?;
-        let newest = self.config.newest_births.get(&enclave_id).copied();
+        let newest = self.births.get(&enclave_id).copied();
         let attestation = self
             .config
             .policy
@@ -134,6 +170,7 @@ impl Client {
         if attestation.enclave_id != enclave_id.0 {
             return Err(Fault::Unattested(enclave_id, AttestationError::EnclaveIdDiffers));
         }
+        self.saw_birth(enclave_id, attestation.birth_time_ms);
         let membership = &mut self.membership;
         let enclave_key = PublicKey(attestation.ecies_key);
         let registrant = Registrant {
@@ -200,7 +237,7 @@ impl Client {
     }
 
     pub(super) fn enclave_attested(
-        &self,
+        &mut self,
         now: Time,
         asked: Enclave,
         body: &[u8],
@@ -217,6 +254,7 @@ impl Client {
             return Err(Fault::Unattested(enclave_id, AttestationError::EnclaveIdDiffers));
         }
         draft.attested(&attestation).map_err(unverified)?;
+        self.saw_birth(enclave_id, attestation.birth_time_ms);
         if draft.next().is_some() {
             next_enclave(draft, entropy).map(Attested::Next)
         } else {
@@ -236,5 +274,9 @@ fn next_enclave(draft: DraftKey, entropy: &mut Entropy) -> Result<Turn, Fault> {
 
 /// Why a keygen failed. Nobody is named on the gateway's word.
 fn ended(failure: &Failure) -> Fault {
-    Fault::Ended(Code::from_name(&failure.code).unwrap_or(Code::Internal).into(), None)
+    Fault::Ended(code_of(failure).into(), None)
+}
+
+fn code_of(failure: &Failure) -> Code {
+    Code::from_name(&failure.code).unwrap_or(Code::Internal)
 }

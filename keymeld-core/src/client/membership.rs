@@ -3,7 +3,9 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::api::rest::{InitRequest, RegisterRequest, ReserveRequest, SlotRequest, SubsetHint};
@@ -16,7 +18,7 @@ use crate::artifact::registration::{Rules, user_auth_key};
 use crate::artifact::tweak::TweakStep;
 use crate::bytes::{Blob, Hash, PublicKey, Salt, XOnlyKey};
 use crate::crypto::auth::{self, AuthKey};
-use crate::crypto::derive::Purpose;
+use crate::crypto::derive::{Purpose, derive};
 use crate::crypto::seal::{Context, SealKey};
 use crate::entropy::Entropy;
 use crate::id::{EnclaveId, KeygenId, SubsetId, UserId};
@@ -109,6 +111,8 @@ pub(super) struct Coordination {
     pub(super) reserve: ReserveRequest,
     pub(super) init: InitRequest,
     pub(super) invites: Vec<Invite>,
+    /// Whether the gateway has said that it has the manifest.
+    pub(super) published: bool,
 }
 
 /// The registration, kept before it is sent, and only ever sent again.
@@ -183,7 +187,7 @@ impl Membership {
             slot_key,
             invite_key: None,
             rules: plan.rules,
-            coordination: Some(Coordination { reserve, init, invites }),
+            coordination: Some(Coordination { reserve, init, invites, published: false }),
             registration: None,
         };
         Ok(membership)
@@ -208,19 +212,26 @@ impl Membership {
     }
 
     /// Reads the file back; the key has to be the one that it was made with.
-    pub(super) fn decode(key: &Secret<32>, bytes: &[u8]) -> Result<Membership, Code> {
-        let membership: Membership = strict::from_secret_json(bytes, MEMBERSHIP_BYTES_MAX)?;
-        if membership.version != VERSION {
-            return Err(Code::UnsupportedVersion);
+    pub(super) fn decode(key: &Secret<32>, bytes: &[u8]) -> Result<Membership, MembershipError> {
+        let File { membership, tag } = File::<Membership>::read(bytes)?;
+        if membership.public_key != auth::public_key(key).map_err(Code::from)? {
+            return Err(MembershipError::AnotherKey);
         }
-        if membership.public_key != auth::public_key(key)? {
-            return Err(Code::PinMismatch);
-        }
+        let bytes = strict::to_secret_json(&membership, MEMBERSHIP_BYTES_MAX).map_err(Code::from)?;
+        let keygen_id = membership.keygen_id;
+        tag_of(key, keygen_id, &bytes).verify_slice(&tag.0).map_err(|_| MembershipError::Altered)?;
         Ok(membership)
     }
 
-    pub(super) fn encode(&self) -> Result<Zeroizing<Vec<u8>>, Code> {
-        Ok(strict::to_secret_json(self, MEMBERSHIP_BYTES_MAX)?)
+    /// The file: the membership and a tag under a key of its owner.
+    pub(super) fn encode(&self, key: &Secret<32>) -> Result<Zeroizing<Vec<u8>>, Code> {
+        let bytes = strict::to_secret_json(self, MEMBERSHIP_BYTES_MAX)?;
+        let tag = Hash(tag_of(key, self.keygen_id, &bytes).finalize().into_bytes().into());
+        Ok(strict::to_secret_json(&File { membership: self, tag }, MEMBERSHIP_BYTES_MAX)?)
+    }
+
+    pub(super) fn birth(&self) -> Option<(EnclaveId, u64)> {
+        self.registration.as_ref().map(|own| (own.enclave_id, own.birth_time_ms))
     }
 
     pub(super) fn session_auth(&self) -> Result<AuthKey, Code> {
@@ -250,6 +261,53 @@ impl Membership {
         let manifest = Manifest::decode(&plaintext)?;
         if manifest.keygen_id == keygen_id { Ok(manifest) } else { Err(Code::ManifestHashMismatch) }
     }
+}
+
+/// The enclave that a kept membership's owner registered at, and when its keys were made, for
+/// [`Config::newest_births`](super::Config::newest_births). Read without the owner's key, and so not proof
+/// against alterations.
+///
+/// # Errors
+/// [`MembershipError`].
+pub fn birth_in(membership: &[u8]) -> Result<Option<(EnclaveId, u64)>, MembershipError> {
+    Ok(File::<Membership>::read(membership)?.membership.birth())
+}
+
+/// Why bytes are not the membership of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// It was made with another signing key.
+    #[error("the membership is of another signing key")]
+    AnotherKey,
+    /// Its owner did not write these bytes.
+    #[error("the membership was altered")]
+    Altered,
+    /// Not a membership at all, or of another version.
+    #[error("not a membership: {0}")]
+    Unreadable(#[from] Code),
+}
+
+/// A membership as it is kept.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File<M> {
+    membership: M,
+    /// HMAC-SHA256 of the membership's canonical bytes.
+    tag: Hash,
+}
+
+impl File<Membership> {
+    fn read(bytes: &[u8]) -> Result<Self, Code> {
+        let file: Self = strict::from_secret_json(bytes, MEMBERSHIP_BYTES_MAX)?;
+        if file.membership.version == VERSION { Ok(file) } else { Err(Code::UnsupportedVersion) }
+    }
+}
+
+fn tag_of(key: &Secret<32>, keygen_id: KeygenId, bytes: &[u8]) -> Hmac<Sha256> {
+    let tag_key = derive(key, Purpose::MembershipTag(keygen_id));
+    let mut tag = Hmac::<Sha256>::new_from_slice(tag_key.expose()).expect("HMAC takes keys of any length");
+    tag.update(bytes);
+    tag
 }
 
 /// A slot's secrets, before they are handed out.

@@ -5,6 +5,7 @@
 //! gateway is away, until the job's time is over; every one of them is idempotent.
 
 mod exchange;
+mod job;
 mod key;
 mod keygen;
 mod membership;
@@ -17,29 +18,26 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use zeroize::Zeroizing;
-
 use crate::api::http::{Request, Response};
 use crate::api::rest::SignRequest;
 use crate::artifact::intent::{Item, VerifiedIntent};
 use crate::artifact::invite::Invite;
 use crate::artifact::registration::{Rules, user_auth_key};
-use crate::artifact::result::VerifiedOutcome;
-use crate::attestation::AttestationError;
 use crate::attestation::policy::Policy;
 use crate::crypto::auth::AuthKey;
 use crate::entropy::Entropy;
 use crate::id::{EnclaveId, KeygenId, SigningId, UserId};
 use crate::record::Token;
-use crate::refusal::{Code, Refusal};
+use crate::refusal::Code;
 use crate::secret::{ApiToken, Secret};
 use crate::time::{Deadline, DeadlineReason, Time};
 use exchange::{Answer, Exchange, Question};
 use keygen::Attested;
 use membership::Membership;
 
+pub use job::{Done, Fault, Job, Keep, KeygenProgress, Review, SigningProgress, SlotProgress};
 pub use key::VerifiedKey;
-pub use membership::{Invitee, MEMBERSHIP_BYTES_MAX, Plan};
+pub use membership::{Invitee, MEMBERSHIP_BYTES_MAX, MembershipError, Plan, birth_in};
 
 /// Jobs that one client does at a time.
 pub const JOBS_MAX: usize = 256;
@@ -74,115 +72,6 @@ pub struct JobId(pub u64);
 /// Names a request to the gateway until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallId(pub u64);
-
-/// What a driver wants done.
-#[derive(Debug)]
-pub enum Job {
-    /// Coordinator: reserve the slots.
-    Reserve,
-    /// Coordinator: publish the manifest. From then on invites can be handed out.
-    Init,
-    /// Attest the slot's enclave and register there.
-    Join,
-    /// Wait for the keygen to complete, and verify all of it.
-    AwaitKey,
-    /// Ask for signatures, without waiting for them.
-    Request {
-        /// What to sign.
-        items: Vec<Item>,
-        /// Until when, milliseconds since 1970; `None` for an hour, or less where something ends before.
-        expires_at: Option<u64>,
-    },
-    /// Have items signed, and verify the signatures.
-    Sign {
-        /// What.
-        items: Vec<Item>,
-        /// Until when, milliseconds since 1970; `None` for an hour, or less where something ends before.
-        expires_at: Option<u64>,
-    },
-    /// Go on with a stored request.
-    Resume(SignRequest),
-    /// Fetch and verify an intent, so that a person can decide about it.
-    Review(SigningId),
-    /// Consent to a reviewed intent. It cannot be taken back before the intent expires.
-    Approve {
-        /// What.
-        review: Box<Review>,
-        /// Whether items that do not say what they are are consented to.
-        blind: bool,
-    },
-    /// Say no to a reviewed intent: an approver declines, the requester cancels.
-    Withdraw {
-        /// To what.
-        review: Box<Review>,
-        /// Why, for the other participants.
-        reason: Option<String>,
-    },
-    /// Wait for the signatures of a session that anybody requested, and verify them.
-    AwaitSignatures(SigningId),
-}
-
-/// An intent that was opened and verified, for a person to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Review {
-    /// What is asked for.
-    pub intent: VerifiedIntent,
-    /// Whose valid approvals are there.
-    pub approved: Vec<UserId>,
-}
-
-/// What came of a job.
-#[derive(Debug)]
-pub enum Done {
-    /// The slots are reserved.
-    Reserved,
-    /// The manifest is published.
-    Initialised,
-    /// The enclave holds the key and said so.
-    Joined,
-    /// The keygen is completed and verified.
-    Key(Arc<VerifiedKey>),
-    /// The request is durable at the gateway; approvers can read it.
-    Requested(SigningId),
-    /// Every final signature that there is, verified, in the intent's order.
-    Signed(SigningId, Vec<VerifiedOutcome>),
-    /// To be decided about.
-    Reviewed(Box<Review>),
-    /// The approval is durable.
-    Approved,
-    /// The session has ended.
-    Withdrawn,
-}
-
-/// Why nothing came of a job.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// The gateway refused, or this client itself before anything was sent.
-    #[error("refused: {0}")]
-    Refused(Refusal),
-    /// The session ended without a key or a signature; with the words of whoever declined or cancelled, which
-    /// is the only thing that somebody is named for.
-    #[error("the session failed: {0}")]
-    Ended(Refusal, Option<String>),
-    /// What came back does not verify: the gateway or an enclave misbehaves.
-    #[error("what the gateway returned does not verify: {0}")]
-    Unverified(Refusal),
-    /// An enclave is not to be trusted.
-    #[error("the attestation of enclave {0} was refused: {1}")]
-    Unattested(EnclaveId, AttestationError),
-    /// What had to be kept could not be.
-    #[error("the state could not be stored")]
-    NotStored,
-    /// The job's time was over first. The request may still be carried out.
-    #[error("not done in time")]
-    TimedOut,
-}
-
-impl From<Code> for Fault {
-    fn from(code: Code) -> Fault {
-        Fault::Refused(code.into())
-    }
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -227,24 +116,6 @@ pub enum Event {
     Ticked,
 }
 
-/// What has to outlast the process.
-#[derive(PartialEq, Eq)]
-pub enum Keep {
-    /// The membership, a secret. It replaces the one before. [`Client::resume`] reads it.
-    Membership(Zeroizing<Vec<u8>>),
-    /// A request for signatures, so that the same one can be sent again: see [`Job::Resume`].
-    Request(Box<SignRequest>),
-}
-
-impl fmt::Debug for Keep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Keep::Membership(_) => f.write_str("Membership"),
-            Keep::Request(request) => f.debug_tuple("Request").field(&request.signing_id).finish(),
-        }
-    }
-}
-
 /// What is to be done.
 #[derive(Debug)]
 pub enum Command {
@@ -285,7 +156,6 @@ struct Task {
 #[derive(Debug)]
 struct Waiting {
     task: Task,
-    exchange: Box<Exchange>,
     stage: Stage,
 }
 
@@ -295,28 +165,34 @@ enum Goal {
     Reserve,
     Init,
     Join,
+    KeygenProgress,
     Key,
     Request { items: Vec<Item>, expires_at: Option<u64> },
     Sign { items: Vec<Item>, expires_at: Option<u64> },
+    Resend(Box<SignRequest>),
     Resume(Box<SignRequest>),
     Review(SigningId),
     Approve(Box<Review>, bool),
     Withdraw(Box<Review>, Option<String>),
+    SigningProgress(SigningId),
     Signatures(SigningId),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Stage {
-    /// Something has to be durable before the exchange begins: this revision of the membership, or a request.
-    Storing {
-        token: Token,
-        revision: u64,
-    },
-    Asking(CallId),
+    /// Something has to be durable first: this revision of the membership, or a request.
+    Storing { token: Token, revision: u64, then: Then },
+    /// The exchange is under way.
+    Asking(CallId, Box<Exchange>),
     /// The exchange is repeated then.
-    Pausing {
-        until_mono_ms: u64,
-    },
+    Pausing { until_mono_ms: u64, exchange: Box<Exchange> },
+}
+
+/// What follows once something is durable.
+#[derive(Debug)]
+enum Then {
+    Ask(Box<Exchange>),
+    Finish(Box<Done>),
 }
 
 /// Where a task goes next.
@@ -327,6 +203,8 @@ enum Turn {
     Store(Box<SignRequest>, Box<Exchange>),
     /// A long poll showed no end yet.
     Again(Question),
+    /// Keep the membership, which has changed, then finish.
+    Keep(Done),
     Done(Done),
 }
 
@@ -348,6 +226,8 @@ pub struct Client {
     /// The newest of them that is durable; 0 for none.
     durable_revision: u64,
     key: Option<Arc<VerifiedKey>>,
+    /// The newest birth that was seen of each enclave, what the configuration says included.
+    births: BTreeMap<EnclaveId, u64>,
     /// What to add to the own clock in proofs, so that the gateway's accepts them.
     proof_offset_ms: i64,
     waiting: BTreeMap<JobId, Waiting>,
@@ -389,10 +269,14 @@ impl Client {
     /// Whoever stored this [`Keep::Membership`]. What was registered stays registered as it was.
     ///
     /// # Errors
-    /// [`Code`]: not a membership, or of another key.
-    pub fn resume(config: Config, private_key: Secret<32>, membership: &[u8]) -> Result<Client, Code> {
+    /// [`MembershipError`]: not a membership, altered, or of another key.
+    pub fn resume(
+        config: Config,
+        private_key: Secret<32>,
+        membership: &[u8],
+    ) -> Result<Client, MembershipError> {
         let membership = Membership::decode(&private_key, membership)?;
-        Client::new(config, private_key, membership, 1)
+        Ok(Client::new(config, private_key, membership, 1)?)
     }
 
     fn new(
@@ -403,6 +287,7 @@ impl Client {
     ) -> Result<Client, Code> {
         Ok(Client {
             user_auth: user_auth_key(&private_key, membership.keygen_id)?,
+            births: config.newest_births.clone(),
             config,
             private_key,
             membership,
@@ -427,15 +312,52 @@ impl Client {
         self.membership.user_id
     }
 
-    /// What the coordinator hands out, one for each of the plan's invitees, in its order. Empty for others.
+    /// What the coordinator hands out, one for each of the plan's invitees, in its order. Empty for others,
+    /// and before the gateway has the manifest: see [`Job::Init`].
     pub fn invites(&self) -> &[Invite] {
-        self.membership.coordination.as_ref().map_or(&[], |coordination| &coordination.invites)
+        let published = self.membership.coordination.as_ref().filter(|coordination| coordination.published);
+        published.map_or(&[], |coordination| &coordination.invites)
+    }
+
+    /// Whether this is the coordinator.
+    pub fn is_coordinator(&self) -> bool {
+        self.membership.coordination.is_some()
+    }
+
+    /// What the user's key may be used for.
+    pub fn rules(&self) -> Rules {
+        self.membership.rules
+    }
+
+    /// Whether there is a registration. It is kept, and may have been sent.
+    pub fn is_registered(&self) -> bool {
+        self.membership.registration.is_some()
     }
 
     /// The enclave that this user registered at, and when its keys were made: what [`Config::newest_births`]
     /// wants to hear in the user's next keygens.
     pub fn birth(&self) -> Option<(EnclaveId, u64)> {
-        self.membership.registration.as_ref().map(|own| (own.enclave_id, own.birth_time_ms))
+        self.membership.birth()
+    }
+
+    /// The newest birth that was seen of each enclave, [`Config::newest_births`] included: what a user keeps
+    /// for its next clients.
+    pub fn births(&self) -> &BTreeMap<EnclaveId, u64> {
+        &self.births
+    }
+
+    fn saw_birth(&mut self, enclave_id: EnclaveId, birth_time_ms: u64) {
+        let newest = self.births.entry(enclave_id).or_default();
+        *newest = birth_time_ms.max(*newest);
+    }
+
+    /// Reads a kept request back, once a job has verified the key.
+    ///
+    /// # Errors
+    /// [`Code::WrongState`] before that; otherwise as [`VerifiedIntent::open`].
+    pub fn read_request(&self, request: &SignRequest) -> Result<VerifiedIntent, Code> {
+        let key = self.key.as_ref().ok_or(Code::WrongState)?;
+        self.open_request(key, request)
     }
 
     /// The key, once a job has verified it.
@@ -455,23 +377,26 @@ impl Client {
                 self.waiting.remove(&job_id);
             }
             Event::Replied { call, response } => {
-                if let Some(Waiting { task, exchange, .. }) = self.take_asking(call) {
+                if let Some((task, exchange)) = self.take_asking(call) {
                     self.replied(now, task, exchange, &response, entropy);
                 }
             }
             Event::CallFailed { call } => {
-                if let Some(Waiting { task, exchange, .. }) = self.take_asking(call) {
+                if let Some((task, exchange)) = self.take_asking(call) {
                     self.pause(now, task, exchange);
                 }
             }
             Event::Stored { token } => {
-                if let Some((Waiting { task, exchange, .. }, revision)) = self.take_storing(token) {
+                if let Some((task, revision, then)) = self.take_storing(token) {
                     self.durable_revision = self.durable_revision.max(revision);
-                    self.send(now, task, exchange, entropy);
+                    match then {
+                        Then::Ask(exchange) => self.send(now, task, exchange, entropy),
+                        Then::Finish(done) => self.finish(task.job_id, Ok(*done)),
+                    }
                 }
             }
             Event::StoreFailed { token } => {
-                if let Some((Waiting { task, .. }, _)) = self.take_storing(token) {
+                if let Some((task, _, _)) = self.take_storing(token) {
                     self.finish(task.job_id, Err(Fault::NotStored));
                 }
             }
@@ -486,11 +411,11 @@ impl Client {
 
     /// When to tick.
     pub fn next_deadline(&self) -> Option<Deadline> {
-        let of_waiting = |Waiting { task, stage, .. }: &Waiting| match stage {
-            Stage::Pausing { until_mono_ms } if *until_mono_ms < task.ends_mono_ms => {
+        let of_waiting = |Waiting { task, stage }: &Waiting| match stage {
+            Stage::Pausing { until_mono_ms, .. } if *until_mono_ms < task.ends_mono_ms => {
                 Deadline { mono_ms: *until_mono_ms, reason: DeadlineReason::Retry }
             }
-            Stage::Pausing { .. } | Stage::Storing { .. } | Stage::Asking(_) => {
+            Stage::Pausing { .. } | Stage::Storing { .. } | Stage::Asking(..) => {
                 Deadline { mono_ms: task.ends_mono_ms, reason: DeadlineReason::JobExpiry }
             }
         };
@@ -508,13 +433,16 @@ impl Client {
             Job::Reserve => Goal::Reserve,
             Job::Init => Goal::Init,
             Job::Join => Goal::Join,
+            Job::LookAtKeygen => Goal::KeygenProgress,
             Job::AwaitKey => Goal::Key,
             Job::Request { items, expires_at } => Goal::Request { items, expires_at },
             Job::Sign { items, expires_at } => Goal::Sign { items, expires_at },
+            Job::Resend(request) => Goal::Resend(Box::new(request)),
             Job::Resume(request) => Goal::Resume(Box::new(request)),
             Job::Review(signing_id) => Goal::Review(signing_id),
             Job::Approve { review, blind } => Goal::Approve(review, blind),
             Job::Withdraw { review, reason } => Goal::Withdraw(review, reason),
+            Job::LookAtSigning(signing_id) => Goal::SigningProgress(signing_id),
             Job::AwaitSignatures(signing_id) => Goal::Signatures(signing_id),
         };
         let mut task = Task { job_id, goal, ends_mono_ms: now.mono_ms.saturating_add(timeout_ms) };
@@ -528,13 +456,16 @@ impl Client {
             Goal::Reserve => self.reserve(),
             Goal::Init => self.init(),
             Goal::Join => self.join_slot(),
+            Goal::KeygenProgress => Ok(self.ask_for_progress()),
             Goal::Key
             | Goal::Request { .. }
             | Goal::Sign { .. }
+            | Goal::Resend(_)
             | Goal::Resume(_)
             | Goal::Review(_)
             | Goal::Approve(..)
             | Goal::Withdraw(..)
+            | Goal::SigningProgress(_)
             | Goal::Signatures(_) => match self.key.clone() {
                 Some(key) => self.with_key(now, &key, goal, entropy),
                 None => self.ask_for_key(goal),
@@ -551,12 +482,14 @@ impl Client {
         entropy: &mut Entropy,
     ) -> Result<Turn, Fault> {
         match goal {
-            Goal::Reserve | Goal::Init | Goal::Join | Goal::Key => Ok(Turn::Done(Done::Key(Arc::clone(key)))),
+            Goal::Reserve | Goal::Init | Goal::Join | Goal::KeygenProgress | Goal::Key => {
+                Ok(Turn::Done(Done::Key(Arc::clone(key))))
+            }
             Goal::Request { items, expires_at } | Goal::Sign { items, expires_at } => {
                 self.sign(now, key, core::mem::take(items), *expires_at, entropy)
             }
-            Goal::Resume(request) => self.submit_again(key, request),
-            Goal::Review(id) | Goal::Signatures(id) => Ok(self.fetch_intent(*id)),
+            Goal::Resend(request) | Goal::Resume(request) => self.submit_again(key, request),
+            Goal::Review(id) | Goal::SigningProgress(id) | Goal::Signatures(id) => Ok(self.fetch_intent(*id)),
             Goal::Approve(review, blind) => self.approve(now, key, review, *blind, entropy),
             Goal::Withdraw(review, reason) => self.withdraw(review, reason.take(), entropy),
         }
@@ -570,20 +503,27 @@ impl Client {
             Ok(Turn::Ask(exchange)) if self.durable_revision == self.revision => {
                 self.send(now, task, exchange, entropy);
             }
-            Ok(Turn::Ask(exchange)) => match self.membership.encode() {
-                Ok(bytes) => self.store(task, Keep::Membership(bytes), self.revision, exchange),
-                Err(code) => self.finish(task.job_id, Err(code.into())),
-            },
-            Ok(Turn::Store(request, exchange)) => self.store(task, Keep::Request(request), 0, exchange),
+            Ok(Turn::Ask(exchange)) => self.store_membership(task, Then::Ask(exchange)),
+            Ok(Turn::Keep(done)) => self.store_membership(task, Then::Finish(Box::new(done))),
+            Ok(Turn::Store(request, exchange)) => {
+                self.store(task, Keep::Request(request), 0, Then::Ask(exchange));
+            }
             Ok(Turn::Again(_)) => unreachable!("only an answer asks for the same exchange again"),
         }
     }
 
-    fn store(&mut self, task: Task, keep: Keep, revision: u64, exchange: Box<Exchange>) {
+    fn store_membership(&mut self, task: Task, then: Then) {
+        match self.membership.encode(&self.private_key) {
+            Ok(bytes) => self.store(task, Keep::Membership(bytes), self.revision, then),
+            Err(code) => self.finish(task.job_id, Err(code.into())),
+        }
+    }
+
+    fn store(&mut self, task: Task, keep: Keep, revision: u64, then: Then) {
         self.last_token += 1;
         let token = Token(self.last_token);
-        let stage = Stage::Storing { token, revision };
-        self.waiting.insert(task.job_id, Waiting { task, exchange, stage });
+        let stage = Stage::Storing { token, revision, then };
+        self.waiting.insert(task.job_id, Waiting { task, stage });
         self.commands.push_back(Command::Store { token, keep });
     }
 
@@ -596,7 +536,7 @@ impl Client {
             Ok((request, timeout_ms)) => {
                 self.last_call += 1;
                 let call = CallId(self.last_call);
-                self.waiting.insert(task.job_id, Waiting { task, exchange, stage: Stage::Asking(call) });
+                self.waiting.insert(task.job_id, Waiting { task, stage: Stage::Asking(call, exchange) });
                 self.commands.push_back(Command::Send { call, request, timeout_ms });
             }
             Err(code) => self.finish(task.job_id, Err(code.into())),
@@ -607,17 +547,23 @@ impl Client {
         self.commands.push_back(Command::Finish { job_id, outcome });
     }
 
-    fn take_asking(&mut self, call: CallId) -> Option<Waiting> {
-        let job_id = *self.waiting.iter().find(|(_, waiting)| waiting.stage == Stage::Asking(call))?.0;
-        self.waiting.remove(&job_id)
+    fn take_asking(&mut self, call: CallId) -> Option<(Task, Box<Exchange>)> {
+        let asks = |waiting: &Waiting| matches!(&waiting.stage, Stage::Asking(asked, _) if *asked == call);
+        let job_id = *self.waiting.iter().find(|(_, waiting)| asks(waiting))?.0;
+        match self.waiting.remove(&job_id)? {
+            Waiting { task, stage: Stage::Asking(_, exchange) } => Some((task, exchange)),
+            Waiting { stage: Stage::Storing { .. } | Stage::Pausing { .. }, .. } => None,
+        }
     }
 
-    fn take_storing(&mut self, stored: Token) -> Option<(Waiting, u64)> {
-        let (job_id, revision) = self.waiting.iter().find_map(|(job_id, waiting)| match waiting.stage {
-            Stage::Storing { token, revision } if token == stored => Some((*job_id, revision)),
-            Stage::Storing { .. } | Stage::Asking(_) | Stage::Pausing { .. } => None,
-        })?;
-        self.waiting.remove(&job_id).map(|waiting| (waiting, revision))
+    fn take_storing(&mut self, stored: Token) -> Option<(Task, u64, Then)> {
+        let stores =
+            |waiting: &Waiting| matches!(&waiting.stage, Stage::Storing { token, .. } if *token == stored);
+        let job_id = *self.waiting.iter().find(|(_, waiting)| stores(waiting))?.0;
+        match self.waiting.remove(&job_id)? {
+            Waiting { task, stage: Stage::Storing { revision, then, .. } } => Some((task, revision, then)),
+            Waiting { stage: Stage::Asking(..) | Stage::Pausing { .. }, .. } => None,
+        }
     }
 
     fn replied(
@@ -674,6 +620,8 @@ impl Client {
             Question::Slots => self.slots_shown(body, entropy),
             Question::OwnEnclave(own) => self.own_enclave_attested(now, *own, body, entropy),
             Question::Register => self.registered(body),
+            Question::KeygenProgress => self.progress_shown(body),
+            Question::ProgressSlots(status) => self.progress_slots_shown(*status, body),
             Question::KeygenStatus => self.keygen_shown(goal, body, entropy),
             Question::Enclave(enclave) => match self.enclave_attested(now, *enclave, body, entropy)? {
                 Attested::Next(turn) => Ok(turn),
@@ -683,11 +631,11 @@ impl Client {
                 }
             },
             Question::Intent(signing_id) => self.intent_shown(now, goal, signing_id, body),
-            Question::Submit(intent) if matches!(goal, Goal::Request { .. }) => {
+            Question::Submit(intent) if matches!(goal, Goal::Request { .. } | Goal::Resend(_)) => {
                 Ok(Turn::Done(Done::Requested(intent.intent().signing_id)))
             }
             Question::Submit(intent) => Ok(self.ask_for_signatures(intent)),
-            Question::SigningStatus(intent) => self.signing_shown(intent, body),
+            Question::SigningStatus(intent) => self.signing_shown(goal, intent, body),
             Question::Approve => Ok(Turn::Done(Done::Approved)),
             Question::Withdraw => Ok(Turn::Done(Done::Withdrawn)),
         }
@@ -697,21 +645,28 @@ impl Client {
     fn pause(&mut self, now: Time, task: Task, mut exchange: Box<Exchange>) {
         let doubled = RETRY_MS_MIN << exchange.ask.failures.min(10);
         exchange.ask.failures = exchange.ask.failures.saturating_add(1);
-        let stage = Stage::Pausing { until_mono_ms: now.mono_ms.saturating_add(doubled.min(RETRY_MS_MAX)) };
-        self.waiting.insert(task.job_id, Waiting { task, exchange, stage });
+        let until_mono_ms = now.mono_ms.saturating_add(doubled.min(RETRY_MS_MAX));
+        let stage = Stage::Pausing { until_mono_ms, exchange };
+        self.waiting.insert(task.job_id, Waiting { task, stage });
     }
 
     fn ticked(&mut self, now: Time, entropy: &mut Entropy) {
-        let is_due = |waiting: &Waiting| {
-            let resumes = matches!(waiting.stage,
-                Stage::Pausing { until_mono_ms } if until_mono_ms <= now.mono_ms);
-            resumes || waiting.task.ends_mono_ms <= now.mono_ms
+        let is_due = |Waiting { task, stage }: &Waiting| {
+            let resumes =
+                matches!(stage, Stage::Pausing { until_mono_ms, .. } if *until_mono_ms <= now.mono_ms);
+            resumes || task.ends_mono_ms <= now.mono_ms
         };
         let due: Vec<JobId> =
             self.waiting.iter().filter(|(_, waiting)| is_due(waiting)).map(|(job_id, _)| *job_id).collect();
         for job_id in due {
-            if let Some(Waiting { task, exchange, .. }) = self.waiting.remove(&job_id) {
-                self.send(now, task, exchange, entropy);
+            match self.waiting.remove(&job_id) {
+                Some(Waiting { task, stage: Stage::Pausing { exchange, .. } }) => {
+                    self.send(now, task, exchange, entropy);
+                }
+                Some(Waiting { stage: Stage::Storing { .. } | Stage::Asking(..), .. }) => {
+                    self.finish(job_id, Err(Fault::TimedOut));
+                }
+                None => {}
             }
         }
     }

@@ -8,12 +8,13 @@ use alloc::vec::Vec;
 
 use super::exchange::{Exchange, Question, Signer, decode, unverified};
 use super::key::VerifiedKey;
-use super::{Client, Done, Fault, Goal, Review, Turn};
+use super::{Client, Done, Fault, Goal, Review, SigningProgress, Turn};
 use crate::api::rest::{Failure, IntentResponse, ItemHint, SignRequest, SigningState, SigningStatus};
 use crate::artifact::VERSION;
 use crate::artifact::approval::{Approval, Withdrawal, WithdrawalKind};
-use crate::artifact::authority::VerifiedApprovals;
+use crate::artifact::authority::{VerifiedApprovals, authorise};
 use crate::artifact::intent::{Intent, Item, SealedIntent, VerifiedIntent};
+use crate::artifact::registration::Record;
 use crate::artifact::result::SigningResult;
 use crate::bytes::{Blob, Salt};
 use crate::crypto::derive::Purpose;
@@ -74,9 +75,17 @@ impl Client {
 
     /// Sends a kept request again.
     pub(super) fn submit_again(&self, key: &VerifiedKey, request: &SignRequest) -> Result<Turn, Fault> {
-        let sealed = SealedIntent { sealed: request.intent.clone(), digest: request.intent_digest };
-        let intent = self.open_intent(key, request.signing_id, &sealed)?;
+        let intent = self.open_request(key, request)?;
         Ok(Turn::ask(submit(request, intent)))
+    }
+
+    pub(super) fn open_request(
+        &self,
+        key: &VerifiedKey,
+        request: &SignRequest,
+    ) -> Result<VerifiedIntent, Code> {
+        let sealed = SealedIntent { sealed: request.intent.clone(), digest: request.intent_digest };
+        self.open_intent(key, request.signing_id, &sealed)
     }
 
     fn open_intent(
@@ -94,7 +103,17 @@ impl Client {
         Turn::ask(Exchange::get(Question::SigningStatus(intent), &path, Signer::User).until_ended())
     }
 
-    pub(super) fn signing_shown(&self, intent: Box<VerifiedIntent>, body: &[u8]) -> Result<Turn, Fault> {
+    fn ask_for_signing_progress(&self, intent: Box<VerifiedIntent>) -> Turn {
+        let path = format!("signing/{}/status", intent.intent().signing_id);
+        Turn::ask(Exchange::get(Question::SigningStatus(intent), &path, Signer::User))
+    }
+
+    pub(super) fn signing_shown(
+        &self,
+        goal: &Goal,
+        intent: Box<VerifiedIntent>,
+        body: &[u8],
+    ) -> Result<Turn, Fault> {
         let shown: SigningStatus = decode(body)?;
         match (shown.state, &shown.result, &shown.failure) {
             (SigningState::Completed, Some(result), None) => {
@@ -108,6 +127,21 @@ impl Client {
             (SigningState::Failed, None, Some(failure)) => Err(self.ended(&intent, failure)),
             (SigningState::Completed | SigningState::Failed, _, _) | (_, Some(_), _) | (_, _, Some(_)) => {
                 Err(unverified(Code::WrongState))
+            }
+            (
+                SigningState::CollectingParticipants
+                | SigningState::GeneratingNonces
+                | SigningState::CollectingNonces
+                | SigningState::AggregatingNonces
+                | SigningState::GeneratingPartialSignatures
+                | SigningState::CollectingPartialSignatures
+                | SigningState::FinalizingSignature,
+                None,
+                None,
+            ) if matches!(goal, Goal::SigningProgress(_)) => {
+                let SigningStatus { state, approved, awaited, .. } = shown;
+                let intent = *intent;
+                Ok(Turn::Done(Done::Signing(Box::new(SigningProgress { intent, state, approved, awaited }))))
             }
             (
                 SigningState::CollectingParticipants
@@ -172,13 +206,33 @@ impl Client {
         let key = self.key.as_ref().ok_or(Code::WrongState)?;
         let sealed = SealedIntent { sealed: shown.intent, digest: shown.intent_digest };
         let intent = self.open_intent(key, signing_id, &sealed).map_err(unverified)?;
-        if matches!(goal, Goal::Signatures(_)) {
-            return Ok(self.ask_for_signatures(Box::new(intent)));
+        match goal {
+            Goal::Signatures(_) => return Ok(self.ask_for_signatures(Box::new(intent))),
+            Goal::SigningProgress(_) => return Ok(self.ask_for_signing_progress(Box::new(intent))),
+            Goal::Reserve
+            | Goal::Init
+            | Goal::Join
+            | Goal::KeygenProgress
+            | Goal::Key
+            | Goal::Request { .. }
+            | Goal::Sign { .. }
+            | Goal::Resend(_)
+            | Goal::Resume(_)
+            | Goal::Review(_)
+            | Goal::Approve(..)
+            | Goal::Withdraw(..) => {}
         }
         intent.check_time(now.unix_ms)?;
-        let approvals = VerifiedApprovals::verify(key.roster(), &intent, &shown.approvals, |_| true);
-        let approved = approvals.map_err(unverified)?.users().collect();
-        Ok(Turn::Done(Done::Reviewed(Box::new(Review { intent, approved }))))
+        let roster = key.roster();
+        let approvals = VerifiedApprovals::verify(roster, &intent, &shown.approvals, |_| true);
+        let approvals = approvals.map_err(unverified)?;
+        let lacks_consent = |record: &&Record| {
+            let of_record = |other: &Record| other.user_id == record.user_id;
+            authorise(roster, &intent, &approvals, now.unix_ms, of_record).is_err()
+        };
+        let missing = roster.records().iter().filter(lacks_consent).map(|record| record.user_id).collect();
+        let approved = approvals.users().collect();
+        Ok(Turn::Done(Done::Reviewed(Box::new(Review { intent, approved, missing }))))
     }
 
     pub(super) fn approve(

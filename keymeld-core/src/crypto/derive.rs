@@ -16,6 +16,7 @@ use crate::secret::Secret;
 /// | [`SessionAuth`](Purpose::SessionAuth) | session secret | `keymeld-session-v1` | `http-auth:` keygen id |
 /// | [`SigningSeal`](Purpose::SigningSeal) | session secret | `keymeld-session-v1` | `signing-seal:` signing id |
 /// | [`UserAuth`](Purpose::UserAuth) | private key | `keymeld-session-auth-v1:` keygen id | `user-auth` |
+/// | [`MembershipTag`](Purpose::MembershipTag) | private key | `keymeld-membership-v1:` keygen id | `tag` |
 /// | [`EnclaveEcies`](Purpose::EnclaveEcies) | enclave seed | `keymeld-enclave-v1` | `ecies:` enclave id, epoch |
 /// | [`EnclaveIdentity`](Purpose::EnclaveIdentity) | enclave seed | `keymeld-enclave-v1` | `identity:` enclave id, epoch |
 /// | [`Pair`](Purpose::Pair) | ECDH of two enclaves' ECIES keys | `keymeld-pair-v1` | `seal:` attempt |
@@ -29,6 +30,8 @@ pub enum Purpose {
     SigningSeal(SigningId),
     /// A user's auth key of one keygen: signs intents, approvals and HTTP requests.
     UserAuth(KeygenId),
+    /// Tags the file that a user keeps of one keygen.
+    MembershipTag(KeygenId),
     /// An enclave's key that envelopes are encrypted to.
     EnclaveEcies(EnclaveId, u32),
     /// An enclave's key that signs certificates and results.
@@ -46,6 +49,9 @@ impl Purpose {
             Purpose::UserAuth(keygen_id) => {
                 [b"keymeld-session-auth-v1:", keygen_id.as_bytes().as_slice()].concat()
             }
+            Purpose::MembershipTag(keygen_id) => {
+                [b"keymeld-membership-v1:", keygen_id.as_bytes().as_slice()].concat()
+            }
             Purpose::EnclaveEcies(..) | Purpose::EnclaveIdentity(..) => b"keymeld-enclave-v1".to_vec(),
             Purpose::Pair(_) => b"keymeld-pair-v1".to_vec(),
         }
@@ -57,6 +63,7 @@ impl Purpose {
             Purpose::SessionAuth(id) => [b"http-auth:", id.as_bytes().as_slice()].concat(),
             Purpose::SigningSeal(id) => [b"signing-seal:", id.as_bytes().as_slice()].concat(),
             Purpose::UserAuth(_) => b"user-auth".to_vec(),
+            Purpose::MembershipTag(_) => b"tag".to_vec(),
             Purpose::EnclaveEcies(id, epoch) => {
                 [b"ecies:", id.as_bytes().as_slice(), epoch.to_be_bytes().as_slice()].concat()
             }
@@ -102,6 +109,10 @@ mod tests {
             (
                 Purpose::UserAuth(KeygenId([1; 16])),
                 "27df692ed8c968294f60c6badfa4b96507c5f7bff12bc78d961db308dc9f128e",
+            ),
+            (
+                Purpose::MembershipTag(KeygenId([1; 16])),
+                "96f612ea9cc8efc20479ea6de4df7e08159d05e589542ac6cf158feed7c3e831",
             ),
             (
                 Purpose::EnclaveEcies(EnclaveId([1; 16]), 1),
