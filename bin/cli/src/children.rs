@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use keymeld_core::attestation::policy::Policy;
-use keymeld_core::entropy::{Entropy, EntropyFailed, Origin};
+use keymeld_core::entropy::EntropyFailed;
 use keymeld_core::id::EnclaveId;
 use keymeld_enclave::PlatformError;
 use serde::Deserialize;
+
+pub use crate::os_entropy;
 
 /// Why children do not run.
 #[derive(Debug, thiserror::Error)]
@@ -182,9 +184,4 @@ impl Children {
 
 fn write(path: &Path, text: &str) -> Result<(), ChildError> {
     fs::write(path, text).map_err(|error| ChildError::System("cannot write a configuration", error))
-}
-
-/// The operating system's generator.
-pub fn os_entropy() -> Entropy {
-    Entropy::new(Origin::Os, |out| getrandom::fill(out).map_err(|_| EntropyFailed))
 }

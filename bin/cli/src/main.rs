@@ -1,13 +1,14 @@
-//! The command: `keymeld gateway`, `keymeld enclave`, `keymeld demo`.
+//! The command: gateway, enclave, demo, and everything that people who sign do.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use keymeld::commands::{self, enclaves, finish, keygen, keys, policy, roster, signing, status};
 
 /// Distributed MuSig2 signing with AWS Nitro Enclaves.
 #[derive(Parser)]
-#[command(name = "keymeld", version, propagate_version = true)]
+#[command(name = "keymeld", version, propagate_version = true, after_help = commands::EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -22,6 +23,21 @@ enum Command {
     /// Start a gateway and enclaves, do a keygen, sign, verify, and clean up.
     #[cfg(feature = "dev")]
     Demo(keymeld::demo::Options),
+    KeygenKey(keys::KeygenKey),
+    Policy(policy::PolicyOptions),
+    Enclaves(enclaves::Enclaves),
+    Reserve(Box<keygen::Reserve>),
+    Init(keygen::Init),
+    Invite(keygen::InviteOptions),
+    Join(keygen::Join),
+    Roster(roster::RosterOptions),
+    Status(status::Status),
+    Sign(Box<signing::Sign>),
+    Intent(signing::IntentOptions),
+    Approve(signing::Approve),
+    Decline(signing::Decline),
+    Cancel(signing::Cancel),
+    Verify(keys::Verify),
 }
 
 #[derive(Args)]
@@ -40,5 +56,20 @@ fn main() -> ExitCode {
         Command::Enclave(service) => keymeld_enclave::main(service.config.as_deref(), service.check_config),
         #[cfg(feature = "dev")]
         Command::Demo(options) => keymeld::demo::main(&options),
+        Command::KeygenKey(options) => finish("keygen-key", options.json, keys::keygen_key(&options)),
+        Command::Policy(options) => finish("policy", options.json, policy::policy(&options)),
+        Command::Enclaves(options) => finish("enclaves", options.json, enclaves::enclaves(&options)),
+        Command::Reserve(options) => finish("reserve", options.member.json, keygen::reserve(&options)),
+        Command::Init(options) => finish("init", options.member.json, keygen::init(&options)),
+        Command::Invite(options) => finish("invite", options.member.json, keygen::invite(&options)),
+        Command::Join(options) => finish("join", options.member.json, keygen::join(&options)),
+        Command::Roster(options) => finish("roster", options.member.json, roster::roster(&options)),
+        Command::Status(options) => finish("status", options.member.json, status::status(&options)),
+        Command::Sign(options) => finish("sign", options.member.json, signing::sign(&options)),
+        Command::Intent(options) => finish("intent", options.member.json, signing::intent(&options)),
+        Command::Approve(options) => finish("approve", options.member.json, signing::approve(&options)),
+        Command::Decline(options) => finish("decline", options.json(), signing::decline(&options)),
+        Command::Cancel(options) => finish("cancel", options.json(), signing::cancel(&options)),
+        Command::Verify(options) => finish("verify", options.json, keys::verify(&options)),
     }
 }

@@ -19,7 +19,9 @@ use keymeld_core::refusal::{Code, Refusal};
 use keymeld_core::strict;
 use keymeld_transport::http::client::{BaseUrlError, Client as Http, ClientError, Outgoing};
 
-use crate::children::{ChildError, Children, os_entropy};
+use crate::children::{ChildError, Children};
+use crate::kept::KeptError;
+use crate::os_entropy;
 use party::Party;
 use show::{Report, ReportedSignature, Show, Timings};
 
@@ -83,6 +85,9 @@ pub enum DemoError {
     /// The gateway cannot be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The participants' files.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// The folder for the files.
     #[error("{0}: {1}")]
     Folder(&'static str, #[source] io::Error),

@@ -70,8 +70,7 @@ impl Party {
         };
         let seat = |at: usize, machine: Client, http: Http| -> Result<Participant, DemoError> {
             let name = name(at);
-            let keeper = kept::keeper(home.join("participants").join(&name));
-            let keeper = keeper.map_err(|error| DemoError::Folder("cannot make a folder", error))?;
+            let keeper = kept::keeper(home.join("participants").join(&name))?;
             Ok(Participant { name, client: BlockingClient::new(machine, http, os_entropy(), keeper) })
         };
         let mut entropy = os_entropy();

@@ -1,6 +1,7 @@
-//! The command as real processes: the demo, and what kill -9 does to keygens and signings (S6).
+//! The command as real processes: the demo, what people who sign do by hand, and what kill -9 does to keygens and signings (S6).
 
 mod demo;
+mod hand;
 mod kills;
 mod party;
 

@@ -1,0 +1,168 @@
+//! What people do when all goes well, and what each command tells them.
+
+use keymeld_core::bytes::{Message, Signature, XOnlyKey};
+use serde_json::Value;
+
+use super::{Hand, text};
+
+fn assert_signed(one: &Value) {
+    let key = XOnlyKey::from_hex(&text(&one["key"])).expect("a key");
+    let message = Message::from_hex(&text(&one["message"])).expect("a message");
+    let signature = Signature::from_hex(&text(&one["signature"])).expect("a signature");
+    crate::assert_bip340(&key, &message, &signature);
+}
+
+#[test]
+fn three_people_in_three_directories_make_a_key_and_sign() {
+    let hand = Hand::start();
+    let url = hand.children.url();
+    let enclaves = hand.plain(&["enclaves", "--gateway", &url, "--policy", "policy.json", "--json"]);
+    assert_eq!(enclaves.code, Some(0));
+    let trusted = enclaves.json()["enclaves"].as_array().expect("a list").clone();
+    assert!(trusted.len() == 2 && trusted.iter().all(|one| one["trusted"] == true), "{trusted:?}");
+
+    hand.key("alice");
+    let bob_key = hand.key("bob");
+    hand.key("carol");
+    let pinned = format!("bob={bob_key}");
+    let mut words = vec!["reserve", "--gateway", &url, "--name", "alice", "--participant", &pinned];
+    words.extend(["--participant", "carol", "--subset", "alice,bob", "--tweak", "taproot"]);
+    let reserved = hand.done("alice", &words);
+    assert_eq!(
+        hand.ends("alice", &["invite", "bob", "--out", "bob.invite"], 1)["error"]["code"],
+        "not-initialised"
+    );
+    assert!(!hand.path("bob.invite").exists());
+    hand.done("alice", &["init"]);
+    hand.invite("bob");
+    hand.invite("carol");
+    hand.done("alice", &["join"]);
+    hand.done("bob", &["join", "--invite", "bob.invite"]);
+
+    let status = hand.ends("bob", &["status"], 3);
+    assert_eq!(
+        (&status["state"], &status["keygen_id"]),
+        (&"CollectingParticipants".into(), &reserved["keygen_id"])
+    );
+    let registered: Vec<_> = status["participants"].as_array().expect("a list").iter().collect();
+    assert_eq!(registered.iter().filter(|one| one["registered"] == true).count(), 2);
+    assert_eq!(hand.ends("bob", &["roster"], 3)["error"]["code"], "not-completed");
+    hand.done("carol", &["join", "--invite", "carol.invite", "--delegate"]);
+    hand.done("bob", &["status", "--wait"]);
+
+    let rosters = ["alice", "bob", "carol"].map(|name| hand.done(name, &["roster", "--wait"]));
+    for roster in &rosters {
+        for field in ["keygen_id", "key", "code", "roster_hash", "aggregate_key", "subsets"] {
+            assert_eq!(roster[field], rosters[0][field], "{field}");
+        }
+        let pins: Vec<_> =
+            roster["participants"].as_array().expect("a list").iter().map(|one| &one["pinned"]).collect();
+        assert_eq!(pins, [true, true, false]);
+        assert_eq!(text(&roster["code"]).len(), 30);
+    }
+    assert_eq!(rosters[0]["participants"][1]["public_key"], bob_key.as_str());
+
+    std::fs::write(hand.path("contract"), "the whole contract").expect("writes");
+    let asked = hand.done("alice", &["sign", "--text", "pay 1 to Dave", "--file", "contract"]);
+    let (id, digest) = (text(&asked["signing_id"]), text(&asked["digest"]));
+    let waiting = hand.ends("alice", &["status", &id], 3);
+    assert_eq!(waiting["awaited"].as_array().map(Vec::len), Some(1));
+    let intent = hand.done("bob", &["intent", &id]);
+    assert_eq!((&intent["digest"], &intent["waits_for_you"]), (&digest.as_str().into(), &true.into()));
+    assert_eq!(intent["items"][0]["origin"]["text"], "pay 1 to Dave");
+    assert_eq!(intent["items"][0]["key"], rosters[0]["key"]);
+    hand.done("bob", &["approve", &id, "--digest", &digest]);
+    let signed = hand.done("carol", &["status", &id, "--wait"]);
+    let signatures = signed["signatures"].as_array().expect("a list");
+    assert_eq!(signatures.len(), 2);
+    signatures.iter().for_each(assert_signed);
+    assert_eq!(signatures[0]["key"], rosters[0]["key"]);
+
+    // Anybody verifies, from what was signed itself.
+    let (key, signature) = (text(&signatures[1]["key"]), text(&signatures[1]["signature"]));
+    let verify = ["verify", "--key", &key, "--signature", &signature];
+    for (what, code) in [(["--file", "contract"], 0), (["--file", "policy.json"], 4), (["--text", "no"], 4)] {
+        assert_eq!(hand.plain(&[&verify[..], &what[..]].concat()).code, Some(code), "{what:?}");
+    }
+
+    // A subset signs without carol, under its own key.
+    let asked = hand.done("alice", &["sign", "--text", "ours", "--subset", "bob,alice", "--no-tweak"]);
+    let (id, digest) = (text(&asked["signing_id"]), text(&asked["digest"]));
+    hand.done("bob", &["approve", &id, "--digest", &digest]);
+    let signed = hand.done("alice", &["status", &id, "--wait"]);
+    assert_signed(&signed["signatures"][0]);
+    assert_ne!(signed["signatures"][0]["key"], rosters[0]["key"]);
+}
+
+#[test]
+fn what_was_declined_or_cancelled_says_so_to_everybody() {
+    let hand = Hand::start();
+    hand.keygen();
+    let id = text(&hand.done("alice", &["sign", "--text", "one"])["signing_id"]);
+    assert_eq!(hand.ends("bob", &["cancel", &id], 2)["error"]["code"], "usage");
+    assert_eq!(hand.ends("alice", &["decline", &id], 2)["error"]["code"], "usage");
+    hand.done("bob", &["decline", &id, "--reason", "who is this for?"]);
+    for name in ["alice", "bob", "carol"] {
+        let error = hand.ends(name, &["status", &id], 1)["error"].clone();
+        assert_eq!((&error["code"], &error["reason"]), (&"declined".into(), &"who is this for?".into()));
+        assert_eq!(
+            (error["signing_id"].as_str(), error["culprits"].as_array().map(Vec::len)),
+            (Some(&*id), Some(1))
+        );
+    }
+    let id = text(&hand.done("alice", &["sign", "--text", "two"])["signing_id"]);
+    hand.done("alice", &["cancel", &id]);
+    assert_eq!(hand.ends("bob", &["status", &id, "--wait"], 1)["error"]["code"], "cancelled");
+}
+
+#[test]
+fn nothing_is_approved_that_was_not_reviewed() {
+    let hand = Hand::start();
+    hand.keygen();
+    let blind = "07".repeat(32);
+    let asked = hand.done("alice", &["sign", "--blind", &blind]);
+    let (id, digest) = (text(&asked["signing_id"]), text(&asked["digest"]));
+    assert_eq!(hand.ends("bob", &["approve", &id], 2)["error"]["code"], "usage");
+    let other = "00".repeat(32);
+    assert_eq!(hand.ends("bob", &["approve", &id, "--digest", &other], 1)["error"]["code"], "other-digest");
+    let approve = ["approve", &id, "--digest", &digest];
+    assert_eq!(hand.ends("bob", &approve, 1)["error"]["code"], "blind-not-allowed");
+    assert_eq!(hand.done("bob", &["intent", &id])["blind"], true);
+    let told = hand.run("bob", &["intent", &id]).stdout;
+    assert!(told.contains("BLIND") && told.contains(&blind), "{told}");
+    hand.done("bob", &[&approve[..], &["--blind"]].concat());
+    // Carol delegated, but not for what nobody can read.
+    assert_eq!(hand.done("bob", &["intent", &id])["missing"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn every_command_has_examples_and_the_exit_codes_are_documented() {
+    let hand = Hand::start();
+    let whole = hand.plain(&["--help"]).stdout;
+    assert!(whole.contains("Exit codes: 0 "), "{whole}");
+    for command in [
+        "keygen-key",
+        "policy",
+        "enclaves",
+        "reserve",
+        "init",
+        "invite",
+        "join",
+        "roster",
+        "status",
+        "sign",
+        "intent",
+        "approve",
+        "decline",
+        "cancel",
+        "verify",
+    ] {
+        assert!(whole.contains(&format!("\n  {command}")), "{command}: {whole}");
+        let help = hand.plain(&[command, "--help"]);
+        assert!(
+            help.code == Some(0) && help.stdout.contains(&format!("  keymeld {command} ")),
+            "{command}: {help:?}"
+        );
+        assert!(help.stdout.contains("--json"), "{command}");
+    }
+}
