@@ -59,16 +59,20 @@ impl Play {
         let memberships: Vec<_> = STORY.memberships().collect();
         let chosen = program.below(memberships.len() + STORY.invites.len());
         let (place, client) = match memberships.get(chosen) {
-            Some((place, bytes)) => (*place, Client::resume(CONFIG.clone(), signing_key(*place), bytes)),
+            Some((place, bytes)) => {
+                let client = Client::resume(CONFIG.clone(), signing_key(*place), bytes);
+                (*place, client.expect("genuine"))
+            }
             None => {
                 let invite = &STORY.invites[chosen - memberships.len()];
                 let place = 1 + chosen - memberships.len();
                 let invite = Invite::decode(&invite.encode().expect("small")).expect("its own");
-                (place, Client::join(CONFIG.clone(), signing_key(place), invite, rules(place)))
+                let client = Client::join(CONFIG.clone(), signing_key(place), invite, rules(place));
+                (place, client.expect("genuine"))
             }
         };
         Play {
-            client: client.expect("genuine"),
+            client,
             place,
             time: Time { unix_ms: START, mono_ms: 1 },
             entropy: test_entropy(41),
@@ -140,7 +144,11 @@ impl Play {
                 let genuine = STORY.reviews.iter().any(|known| known.intent == review.intent);
                 assert!(genuine, "an intent that nobody signed");
             }
-            Ok(Done::Reserved | Done::Initialised | Done::Joined | Done::Requested(_))
+            Ok(Done::Signing(progress)) => {
+                let genuine = STORY.reviews.iter().any(|known| known.intent == progress.intent);
+                assert!(genuine, "an intent that nobody signed");
+            }
+            Ok(Done::Reserved | Done::Initialised | Done::Joined | Done::Requested(_) | Done::Keygen(_))
             | Ok(Done::Approved | Done::Withdrawn)
             | Err(_) => {}
         }
@@ -283,7 +291,7 @@ fn step(play: &mut Play, program: &mut Program<'_>) {
 fn job(play: &mut Play, program: &mut Program<'_>) -> Option<Job> {
     let request = program.pick(&STORY.requests).expect("three");
     let review = program.pick(&STORY.reviews).cloned();
-    Some(match program.below(11) {
+    Some(match program.below(14) {
         0 => Job::AwaitKey,
         1 => Job::AwaitSignatures(request.signing_id),
         2 => Job::Review(request.signing_id),
@@ -294,10 +302,12 @@ fn job(play: &mut Play, program: &mut Program<'_>) -> Option<Job> {
         7 => Job::Join,
         8 => Job::Request { items: items(play, program), expires_at: None },
         9 => Job::Sign { items: items(play, program), expires_at: Some(START + (1 << program.below(40))) },
-        _ => {
+        11 => Job::LookAtKeygen,
+        12 => Job::LookAtSigning(request.signing_id),
+        number => {
             // Whoever resumes a request has kept it.
             play.durable.insert(strict::to_json::<SignRequest>(request));
-            Job::Resume(request.clone())
+            if number == 13 { Job::Resend(request.clone()) } else { Job::Resume(request.clone()) }
         }
     })
 }
@@ -370,7 +380,8 @@ fn attest(enclave_id: EnclaveId, nonce: Hash) -> Option<Vec<u8>> {
 /// Programs in which an honest gateway answers: each membership with each job that asks something.
 pub fn honest() -> Vec<Vec<u8>> {
     let seats = STORY.memberships().count() + STORY.invites.len();
-    let jobs: [&[u8]; 9] = [&[0], &[1], &[2], &[3, 0], &[4], &[5], &[7], &[8, 1, 7, 7, 7, 7], &[10]];
+    let jobs: [&[u8]; 12] =
+        [&[0], &[1], &[2], &[3, 0], &[4], &[5], &[7], &[8, 1, 7, 7, 7, 7], &[10], &[11], &[12], &[13]];
     let mut programs = Vec::new();
     for (index, job) in jobs.iter().enumerate() {
         let seat = u8::try_from((index * 2 + 1) % seats).expect("few");
@@ -412,7 +423,7 @@ mod tests {
     #[test]
     fn honest_programs_come_to_something() {
         let newest = u8::try_from(STORY.memberships().count() - 1).expect("few");
-        let jobs: [&[u8]; 6] = [&[0], &[1], &[2], &[3], &[7], &[10]];
+        let jobs: [&[u8]; 8] = [&[0], &[1], &[2], &[3], &[7], &[10], &[12], &[13]];
         for job in jobs {
             let (_, play) = honest_play(newest, job);
             assert_eq!((play.done.len(), play.jobs.len()), (1, 0), "{job:?} {:?}", play.sends);

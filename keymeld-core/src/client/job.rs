@@ -188,7 +188,7 @@ impl From<Code> for Fault {
 /// What has to outlast the process.
 #[derive(PartialEq, Eq)]
 pub enum Keep {
-    /// The membership, a secret. It replaces the one before. [`Client::resume`] reads it.
+    /// The membership, a secret. It replaces the one before. [`Client::resume`](super::Client::resume) reads it.
     Membership(Zeroizing<Vec<u8>>),
     /// A request for signatures, so that the same one can be sent again: see [`Job::Resume`].
     Request(Box<SignRequest>),
