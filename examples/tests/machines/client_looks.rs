@@ -35,11 +35,11 @@ fn user(world: &World<MemoryDisk>, place: usize) -> UserId {
 
 /// What this client kept last of its membership.
 fn kept(world: &World<MemoryDisk>, place: usize) -> Vec<u8> {
-    let memberships = world.kept(place).iter().filter_map(|keep| match keep {
+    let mut memberships = world.kept(place).iter().filter_map(|keep| match keep {
         Keep::Membership(bytes) => Some(bytes.to_vec()),
         Keep::Request(_) => None,
     });
-    memberships.last().expect("was kept")
+    memberships.next_back().expect("was kept")
 }
 
 #[test]

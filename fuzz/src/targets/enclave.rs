@@ -3,7 +3,7 @@
 //! The host has the genuine story to copy from. An oracle with the enclaves' private keys reads what they send
 //! each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use keymeld_core::artifact::approval::Approval;
@@ -100,8 +100,11 @@ struct Play {
 /// What was seen of nonces: by enclave and attempt, those that an enclave holds now.
 #[derive(Default)]
 struct Oracle {
-    made: BTreeSet<[u8; 66]>,
+    /// By nonce, the enclave, attempt and request that it was made for.
+    made: BTreeMap<[u8; 66], (usize, AttemptId, Vec<u8>)>,
     held: BTreeMap<(usize, AttemptId), Held>,
+    /// Whether attempts may have expired, and some may still be held that are not known here.
+    time_passed: bool,
 }
 
 struct Held {
@@ -119,7 +122,9 @@ impl Oracle {
             }
             (Request::MakePartials(MakePartials { run, .. }), Reply::PartialsMade(_))
             | (Request::Aggregate(Aggregate { run, .. }), Reply::Aggregated(_)) => {
-                let held = self.held.get_mut(&(at, run.attempt)).expect("nonces come first");
+                let Some(held) = self.held.get_mut(&(at, run.attempt)) else {
+                    return assert!(self.time_passed, "nonces come first");
+                };
                 let request = request.clone().encode();
                 let (first, answer) = held.answer.get_or_insert_with(|| (request.clone(), reply.clone()));
                 assert_eq!((&*first, &*answer), (&request, reply), "nonces answer one request alone");
@@ -140,7 +145,9 @@ impl Oracle {
             return;
         }
         for nonce in &nonces {
-            assert!(self.made.insert(*nonce), "a nonce was made twice");
+            let made = (at, run.attempt, request.clone());
+            let first = self.made.entry(*nonce).or_insert_with(|| made.clone());
+            assert_eq!(*first, made, "a nonce was made twice");
         }
         self.held.insert((at, run.attempt), Held { nonces, request, answer: None });
     }
@@ -420,6 +427,7 @@ fn step(play: &mut Play, program: &mut Program<'_>) {
                 play.mono_ms += 1 << program.below(32);
                 // Attempts may have expired, and their names come free: only nonces are still looked at.
                 play.oracle.held.clear();
+                play.oracle.time_passed = true;
                 play.tell(at, Event::Ticked);
             }
         },
