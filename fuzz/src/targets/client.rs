@@ -27,7 +27,7 @@ use crate::stage::START;
 use crate::stage::story::{STORY, client_config, rules, signing_key};
 
 /// Events of one input.
-const EVENTS_MAX: usize = 64;
+const EVENTS_MAX: usize = 32;
 /// How long each job may take: a few repetitions.
 const JOB_MS: u64 = 3_000;
 /// Ticks after which every job must be over.

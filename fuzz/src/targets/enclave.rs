@@ -28,7 +28,9 @@ use super::sealed::identity_rows;
 use crate::stage::story::{ENCLAVES, STORY};
 
 /// Events of one input.
-const EVENTS_MAX: usize = 64;
+const EVENTS_MAX: usize = 32;
+/// Identity rows that one input has opened: each costs as much as all its other events.
+const ROWS_MAX: usize = 1;
 /// Public nonces of the story's first intent at each enclave, and of the others.
 const COUNTS: [[usize; ENCLAVES]; 2] = [[4, 1], [2, 1]];
 
@@ -94,6 +96,7 @@ struct Play {
     nonces: Vec<(PublicKey, Addressed)>,
     partials: Vec<(PublicKey, Blob)>,
     genuine_next: usize,
+    rows_opened: usize,
     oracle: Oracle,
 }
 
@@ -196,6 +199,7 @@ impl Play {
             nonces: Vec::new(),
             partials: Vec::new(),
             genuine_next: 0,
+            rows_opened: 0,
             oracle: Oracle::default(),
         };
         for at in 0..ENCLAVES {
@@ -519,6 +523,10 @@ fn identity(play: &mut Play, at: usize, program: &mut Program<'_>) {
     if program.byte().is_multiple_of(2) {
         let epoch = u32::from(program.byte() % 3);
         return play.ask(at, Request::CreateIdentity(CreateIdentity { epoch }));
+    }
+    play.rows_opened += 1;
+    if play.rows_opened > ROWS_MAX {
+        return play.ask(at, Request::Hello);
     }
     let mut row = KNOWN.rows[program.below(ENCLAVES)].clone();
     match program.byte() % 8 {
