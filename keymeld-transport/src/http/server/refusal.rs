@@ -78,27 +78,39 @@ impl Refusal {
         let of = |code: Code| (code.status(), code.name(), code.advice());
         match self {
             Refusal::MalformedRequest => of(Code::Malformed),
-            Refusal::AmbiguousFraming => {
-                (400, "ambiguous-framing", "The request's end can be read in more than one way.")
-            }
-            Refusal::BadHost => (400, "bad-host", "Not exactly one Host header with an authority."),
-            Refusal::BadHeader => {
-                (400, "bad-header", "A header that carries authority is repeated or unreadable.")
-            }
-            Refusal::BadTarget => (400, "bad-target", "The target is not an absolute path in visible ASCII."),
+            Refusal::AmbiguousFraming => (
+                400,
+                "ambiguous-framing",
+                "The request's end can be read in more than one way. Send one Content-Length and CRLF line ends.",
+            ),
+            Refusal::BadHost => (400, "bad-host", "Not exactly one Host header with an authority. Send one."),
+            Refusal::BadHeader => (
+                400,
+                "bad-header",
+                "A header that carries authority is repeated or unreadable. Send it once, in visible ASCII.",
+            ),
+            Refusal::BadTarget => (
+                400,
+                "bad-target",
+                "The target is not an absolute path in visible ASCII. Escape what is not.",
+            ),
             Refusal::UnexpectedBody => (400, "unexpected-body", "A GET with a body. Send none."),
             Refusal::MethodNotAllowed => of(Code::MethodNotAllowed),
-            Refusal::RequestTimedOut => (408, "request-timed-out", "The request did not arrive in time."),
+            Refusal::RequestTimedOut => {
+                (408, "request-timed-out", "The request did not arrive in time. Send it again, faster.")
+            }
             Refusal::LengthRequired => (411, "length-required", "A POST without a Content-Length. Add it."),
             Refusal::BodyTooLarge => of(Code::TooLarge),
             Refusal::ExpectationFailed => {
-                (417, "expectation-failed", "An expectation other than 100-continue.")
+                (417, "expectation-failed", "An expectation other than 100-continue. Send none.")
             }
             Refusal::TooManyParked => of(Code::TooMany),
-            Refusal::HeadTooLarge => (431, "head-too-large", "Request line and headers are too large."),
+            Refusal::HeadTooLarge => {
+                (431, "head-too-large", "Request line and headers are too large. Send less.")
+            }
             Refusal::TooManyHeaders => (431, "too-many-headers", "More headers than allowed. Send fewer."),
             Refusal::Unanswered => {
-                (500, "unanswered", "The request was not answered; it may have been done.")
+                (500, "unanswered", "The request was not answered; it may have been done. Send it again.")
             }
             Refusal::TransferEncoding => {
                 (501, "transfer-encoding", "Transfer-Encoding is not supported. Send a Content-Length.")
@@ -111,7 +123,9 @@ impl Refusal {
                 "answer-timed-out",
                 "The request was not answered in time. Try again; it may have been done.",
             ),
-            Refusal::VersionNotSupported => (505, "version-not-supported", "Neither HTTP/1.1 nor HTTP/1.0."),
+            Refusal::VersionNotSupported => {
+                (505, "version-not-supported", "Neither HTTP/1.1 nor HTTP/1.0. Speak one of them.")
+            }
         }
     }
 
@@ -123,6 +137,11 @@ impl Refusal {
     /// The stable code, as the problem's `code` carries it.
     pub fn code(self) -> &'static str {
         self.row().1
+    }
+
+    /// What happened and what to do about it.
+    pub fn title(self) -> &'static str {
+        self.row().2
     }
 
     /// The problem, in the API's one shape.
