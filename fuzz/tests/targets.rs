@@ -85,7 +85,12 @@ fn cases(target: &Target) -> u32 {
 
 fn run(target: &'static Target) {
     let seeds: Vec<Vec<u8>> = committed()[target.name].values().cloned().collect();
-    let config = ProptestConfig { cases: cases(target), failure_persistence: None, ..Default::default() };
+    let config = ProptestConfig {
+        cases: cases(target),
+        failure_persistence: None,
+        max_shrink_iters: 256,
+        ..Default::default()
+    };
     let mut runner = TestRunner::new(config);
     // Mutations of a seed, then the seed of a whole other kind, then bytes out of nothing.
     let mutations = (any::<u16>(), vec(any::<u8>(), 0..64), vec(any::<u8>(), 0..512));

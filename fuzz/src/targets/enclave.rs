@@ -429,8 +429,7 @@ fn step(play: &mut Play, program: &mut Program<'_>) {
             }
             _ => {
                 play.mono_ms += 1 << program.below(32);
-                // Attempts may have expired, and their names come free: only nonces are still looked at.
-                play.oracle.held.clear();
+                // Attempts may have expired; so have their intents then, and their names do not come free.
                 play.oracle.time_passed = true;
                 play.tell(at, Event::Ticked);
             }
