@@ -1,5 +1,7 @@
 //! The blocking client: [`keymeld_core::client::Client`] over HTTP, one job at a time.
 //!
+//! `examples/client.rs` is a whole service around it. In short, for a participant who has joined:
+//!
 //! ```no_run
 //! use keymeld_core::client::{Client, Config, Done, Job};
 //! use keymeld_core::client::Keep;

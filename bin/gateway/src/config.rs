@@ -211,6 +211,24 @@ fn drain_ms_default() -> u64 {
 }
 
 impl Config {
+    /// Settings made by a program that has a gateway inside: everything else is as where it is not set.
+    pub fn new(listen: SocketAddr, database: PathBuf, enclaves: Vec<EnclaveAddress>) -> Config {
+        Config {
+            listen,
+            database,
+            database_pages_max: None,
+            enclaves,
+            api_token: None,
+            api_token_file: None,
+            drain_ms: drain_ms_default(),
+            exit_with_stdin: false,
+            keygen: KeygenSettings::default(),
+            http: HttpSettings::default(),
+            link: LinkSettings::default(),
+            log: LogSettings::default(),
+        }
+    }
+
     /// Reads a file, if one is named, and this process's environment.
     ///
     /// # Errors
@@ -230,8 +248,21 @@ impl Config {
         settings::parse::<Config>(text, ENVIRONMENT_PREFIX, environment)?.completed()
     }
 
-    /// Checks what types do not say, and reads the token's file.
+    /// Reads the token's file, and checks everything.
     fn completed(mut self) -> Result<Config, Error> {
+        if let Some(path) = &self.api_token_file {
+            if self.api_token.is_some() {
+                return Err(Error::Setting { key: "api_token_file", reason: "api_token is set too" });
+            }
+            let token = fs::read_to_string(path).map_err(Error::TokenFile)?;
+            self.api_token = Some(ApiToken::new(token.trim().to_owned()));
+        }
+        self.check()?;
+        Ok(self)
+    }
+
+    /// Checks what types do not say.
+    pub(crate) fn check(&self) -> Result<(), Error> {
         let bad = |key, reason| Err(Error::Setting { key, reason });
         let ids: BTreeSet<EnclaveId> = self.enclaves.iter().map(|enclave| enclave.id).collect();
         if ids.is_empty() {
@@ -240,12 +271,8 @@ impl Config {
         if ids.len() < self.enclaves.len() {
             return bad("enclaves", "two have the same id");
         }
-        if let Some(path) = &self.api_token_file {
-            if self.api_token.is_some() {
-                return bad("api_token_file", "api_token is set too");
-            }
-            let token = fs::read_to_string(path).map_err(Error::TokenFile)?;
-            self.api_token = Some(ApiToken::new(token.trim().to_owned()));
+        if self.api_token_file.is_some() && self.api_token.is_none() {
+            return bad("api_token_file", "it is read with the other settings' file, or not at all");
         }
         if self.api_token.as_ref().is_some_and(|token| token.expose().is_empty()) {
             return bad("api_token", "an empty token protects nothing");
@@ -260,7 +287,7 @@ impl Config {
         if self.link.connections == 0 || self.link.in_flight_per_connection_max == 0 {
             return bad("link", "without connections or requests on them no enclave is reached");
         }
-        Ok(self)
+        Ok(())
     }
 
     /// What the machine is made from.
@@ -315,6 +342,23 @@ mod tests {
         assert_eq!(config.http, HttpSettings::default());
         assert_eq!(config.link, LinkSettings::default());
         assert_eq!(config.log, LogSettings::default());
+    }
+
+    #[test]
+    fn settings_made_by_a_program_are_checked_like_a_files() {
+        let enclaves = read(&[]).expect("good").enclaves;
+        let config =
+            |enclaves| Config::new("127.0.0.1:0".parse().expect("an address"), "gateway.db".into(), enclaves);
+        assert!(config(enclaves.clone()).check().is_ok());
+        for bad in [
+            config(Vec::new()),
+            config([enclaves.clone(), enclaves.clone()].concat()),
+            Config { api_token: Some(ApiToken::new(String::new())), ..config(enclaves.clone()) },
+            Config { api_token_file: Some("token".into()), ..config(enclaves.clone()) },
+            Config { http: HttpSettings { connections_max: 0, ..Default::default() }, ..config(enclaves) },
+        ] {
+            assert!(crate::start(&bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

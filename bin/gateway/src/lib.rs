@@ -101,6 +101,7 @@ pub struct Running {
 /// # Errors
 /// [`Error`]; nothing runs then.
 pub fn start(config: &Config) -> Result<Running, Error> {
+    config.check()?;
     let machine = Gateway::new(config.machine());
     let store_error = |error| Error::Store { path: config.database.display().to_string(), error };
     let store = Store::open(&config.database, &config.store_options()).map_err(store_error)?;

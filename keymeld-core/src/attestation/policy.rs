@@ -12,6 +12,31 @@
 //!   "freshness_ms": 300000
 //! }
 //! ```
+//!
+//! Whoever talks to enclaves without a [`Client`](crate::client::Client) checks them like this:
+//!
+//! ```
+//! use keymeld_core::attestation::AttestationError;
+//! use keymeld_core::attestation::policy::{ClientAttestation, Policy};
+//!
+//! fn trusted(
+//!     policy_file: &[u8],
+//!     document: &[u8],
+//!     own_nonce: &[u8; 32],
+//!     now_unix_ms: u64,
+//! ) -> Result<ClientAttestation, Box<dyn std::error::Error>> {
+//!     Ok(Policy::from_json(policy_file)?.check(now_unix_ms, document, own_nonce)?)
+//! }
+//!
+//! let hex = |byte: &str, count| byte.repeat(count);
+//! let file = format!(
+//!     r#"{{"version":1,"roots":["aws_nitro_g1"],"images":[{{"pcr0":"{0}","pcr1":"{0}","pcr2":"{0}"}}],
+//!        "birth_pcr0":["{0}"],"config_hashes":["{1}"],"freshness_ms":300000}}"#,
+//!     hex("ab", 48), hex("cd", 32),
+//! );
+//! let error = trusted(file.as_bytes(), b"no document", &[7; 32], 1_800_000_000_000).expect_err("none");
+//! assert!(error.is::<AttestationError>());
+//! ```
 
 use alloc::string::String;
 use alloc::vec::Vec;

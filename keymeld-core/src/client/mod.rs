@@ -3,6 +3,47 @@
 //! A driver asks for jobs; each ends in exactly one [`Command::Finish`]. What has to outlast the process
 //! leaves as [`Command::Store`] before anything that depends on it is sent. Requests are repeated while the
 //! gateway is away, until the job's time is over; every one of them is idempotent.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use keymeld_core::artifact::registration::Rules;
+//! use keymeld_core::attestation::{Root, policy::{ImagePcrs, Policy}};
+//! use keymeld_core::client::{Client, Command, Config, Event, Invitee, Job, JobId, Plan};
+//! use keymeld_core::secret::Secret;
+//! use keymeld_core::time::Time;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let mut entropy = keymeld_core::entropy::test_entropy(1); // in earnest the operating system's
+//! let image = ImagePcrs { pcr0: [1; 48], pcr1: [2; 48], pcr2: [3; 48], pcr8: None };
+//! let policy = Policy {
+//!     roots: vec![Root::aws_nitro_g1()],
+//!     birth_pcr0: vec![image.pcr0],
+//!     images: vec![image],
+//!     config_hashes: vec![[4; 32]],
+//!     freshness_ms: 300_000,
+//! };
+//! let authority = "gateway.example".to_owned();
+//! let config = Config { authority, policy, api_token: None, newest_births: BTreeMap::new() };
+//! let now = Time { unix_ms: 1_800_000_000_000, mono_ms: 0 };
+//! let rules = Rules::careful(now.unix_ms + 86_400_000);
+//! let bob = Invitee { name: Some("Bob".into()), signing_key: None };
+//! let plan = Plan::new("https://gateway.example".into(), vec![bob], rules);
+//! let key = Secret::random(&mut entropy)?;
+//! let mut client = Client::coordinate(config, key, plan, now, &mut entropy)?;
+//!
+//! let event = Event::Asked { job_id: JobId(1), job: Job::Reserve, timeout_ms: 60_000 };
+//! client.handle(now, event, &mut entropy);
+//! // First what it would lose: make it durable, and say so.
+//! let Some(Command::Store { token, .. }) = client.poll_command() else { panic!("nothing to keep") };
+//! client.handle(now, Event::Stored { token }, &mut entropy);
+//! // Then the request, signed; the answer goes back as `Event::Replied`.
+//! let Some(Command::Send { request, .. }) = client.poll_command() else { panic!("nothing to send") };
+//! assert_eq!(request.target, "/api/v1/keygen/reserve");
+//! assert!(client.poll_command().is_none() && client.next_deadline().is_some());
+//! # Ok(())
+//! # }
+//! ```
 
 mod exchange;
 mod job;

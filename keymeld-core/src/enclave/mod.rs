@@ -6,6 +6,38 @@
 //!
 //! A binary runs one machine per worker thread. Frames go to a worker by their routing id; the worker that
 //! opens an identity shares it with the others ([`Command::ShareIdentity`], [`Event::IdentityShared`]).
+//!
+//! ```
+//! use keymeld_core::attestation::Root;
+//! use keymeld_core::bytes::Hash;
+//! use keymeld_core::enclave::{Command, Config, Enclave, Event};
+//! use keymeld_core::entropy::Origin;
+//! use keymeld_core::id::EnclaveId;
+//! use keymeld_core::link::message::{Reply, Request};
+//! use keymeld_core::time::Time;
+//!
+//! # let mut entropy = keymeld_core::entropy::test_entropy(1); // in earnest the security module's
+//! let mut enclave = Enclave::new(Config {
+//!     enclave_id: EnclaveId([1; 16]),
+//!     root: Root::aws_nitro_g1(),
+//!     running_pcr0: [2; 48],
+//!     predecessors: Vec::new(),
+//!     config_hash: Hash([3; 32]),
+//!     key_arn: "arn:aws:kms:...".into(),
+//!     entropy_origin: Origin::Test, // in earnest `Origin::Nsm`, and no other is accepted then
+//! });
+//! let now = Time { unix_ms: 0, mono_ms: 0 };
+//! enclave.handle(now, Event::Started, &mut entropy);
+//! // It asks its own security module for the time; the document would go back as `Event::Attested`.
+//! assert!(matches!(enclave.poll_command(), Some(Command::Attest { .. })));
+//! // A frame of the gateway's, answered at once: it holds no identity yet.
+//! let (call, body) = (7, Request::Hello.encode());
+//! let routing_id = Request::Hello.routing_id();
+//! enclave.handle(now, Event::Requested { call, routing_id, body }, &mut entropy);
+//! let Some(Command::Reply { call: 7, body }) = enclave.poll_command() else { panic!("no reply") };
+//! let Ok(Reply::Hello(hello)) = Reply::decode(&body) else { panic!("another reply") };
+//! assert_eq!(hello.enclave_id, EnclaveId([1; 16]));
+//! ```
 
 pub mod bundle;
 pub mod identity;

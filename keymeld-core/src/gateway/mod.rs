@@ -4,6 +4,38 @@
 //! event for it; events that come while it is being loaded, or while it waits for its writes to become
 //! durable, stand in its queue. Whatever a step does that shows its new state outside (a response, a request
 //! to an enclave) is held back until those writes are durable.
+//!
+//! ```
+//! use keymeld_core::api::http::{Method, Request};
+//! use keymeld_core::api::{rest::HealthResponse, router};
+//! use keymeld_core::gateway::{Command, Config, Event, Gateway, RequestId};
+//! use keymeld_core::id::EnclaveId;
+//! use keymeld_core::strict;
+//! use keymeld_core::time::Time;
+//!
+//! # let mut entropy = keymeld_core::entropy::test_entropy(1); // in earnest the operating system's
+//! let now = Time { unix_ms: 1_800_000_000_000, mono_ms: 0 };
+//! let mut gateway = Gateway::new(Config::new(vec![EnclaveId([1; 16])]));
+//! gateway.handle(now, Event::Started, &mut entropy);
+//! // It wants to read what it knows of its enclaves; the answer would go back as `Event::Loaded`.
+//! while let Some(command) = gateway.poll_command() {
+//!     assert!(matches!(command, Command::Load(_)));
+//! }
+//! let request = Request {
+//!     method: Method::Get,
+//!     authority: "gateway.example".into(),
+//!     target: "/api/v1/health".into(),
+//!     proof: None,
+//!     authorization: None,
+//!     body: Vec::new(),
+//! };
+//! let call = router::route(&request).expect("well-formed");
+//! gateway.handle(now, Event::Requested { request: RequestId(7), call }, &mut entropy);
+//! let Some(Command::Respond { request, response }) = gateway.poll_command() else { panic!("no answer") };
+//! assert_eq!((request, response.status), (RequestId(7), 200));
+//! let health: HealthResponse = strict::from_json(&response.body, 1_000).expect("the API's");
+//! assert_eq!((health.enclaves_ready, health.enclaves), (0, 1));
+//! ```
 
 mod admission;
 mod dormant;

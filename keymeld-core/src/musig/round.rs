@@ -33,6 +33,23 @@ pub fn aggregate_nonces(nonces: &[[u8; 66]]) -> Result<[u8; 66], MusigError> {
 /// Whether `signature` is a valid BIP-340 signature of the 32-byte `message` under the x-only `output_key`.
 ///
 /// Bytes that are no key or no signature are not valid; there is no error.
+///
+/// ```
+/// use keymeld_core::bytes::{Message, Signature, XOnlyKey};
+/// use keymeld_core::musig::round::verify;
+///
+/// # fn main() -> Result<(), keymeld_core::bytes::HexError> {
+/// // BIP-340, test vector 0.
+/// let key = XOnlyKey::from_hex("f9308a019258c31049344f85f89d5229b531c845836f99b08601f113bce036f9")?;
+/// let signature = Signature::from_hex(concat!(
+///     "e907831f80848d1069a5371b402410364bdf1c5f8307b0084c55f1ce2dca8215",
+///     "25f66a4a85ea8b71e482a74f382d2ce5ebeee8fdb2172f477df4900d310536c0",
+/// ))?;
+/// assert!(verify(&key.0, &[0; 32], &signature.0));
+/// assert!(!verify(&key.0, &Message([1; 32]).0, &signature.0));
+/// # Ok(())
+/// # }
+/// ```
 pub fn verify(output_key: &[u8; 32], message: &[u8; 32], signature: &[u8; 64]) -> bool {
     match XOnlyPublicKey::from_byte_array(*output_key) {
         Ok(key) => verify_under(&key, message, signature),
