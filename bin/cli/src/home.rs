@@ -20,6 +20,7 @@ use keymeld_core::api::rest::SignRequest;
 use keymeld_core::client::{MEMBERSHIP_BYTES_MAX, MembershipError, birth_in};
 use keymeld_core::id::{EnclaveId, KeygenId, SigningId};
 use keymeld_core::limits::BODY_BYTES_MAX;
+use keymeld_core::refusal::Code;
 use keymeld_core::strict::{self, JsonError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -54,6 +55,9 @@ pub enum HomeError {
     /// The same for the membership.
     #[error("{0}: {1}")]
     Membership(PathBuf, #[source] MembershipError),
+    /// The same for a request.
+    #[error("{0}: the request was altered or is damaged: {1}")]
+    Request(PathBuf, #[source] Code),
     /// A version of this file that is not known here.
     #[error("{0}: another version of keymeld wrote this")]
     Version(PathBuf),
@@ -187,12 +191,27 @@ impl Home {
         gateway_url: &str,
         asked: &T,
     ) -> Result<KeygenFolder, HomeError> {
+        self.sweep_keygens()?;
         let folder = self.keygen_path(id);
         kept::make_folder(&folder)?;
         let session = Session { version: VERSION, gateway_url: gateway_url.to_owned(), asked };
         let path = folder.join(SESSION_FILE);
         kept::write(&path, &strict::to_json(&session)).map_err(|error| KeptError::System(path, error))?;
         Ok(KeygenFolder { folder })
+    }
+
+    /// Deletes the folders of keygens that ended before anything of them was kept: nothing of them was sent.
+    fn sweep_keygens(&self) -> Result<(), HomeError> {
+        let folder = self.folder.join(KEYGENS_FOLDER);
+        let system = |error| KeptError::System(folder.clone(), error);
+        kept::make_folder(&folder)?;
+        for entry in fs::read_dir(&folder).map_err(system)? {
+            let path = entry.map_err(system)?.path();
+            if path.is_dir() && !path.join(MEMBERSHIP_FILE).exists() {
+                fs::remove_dir_all(&path).map_err(system)?;
+            }
+        }
+        Ok(())
     }
 
     fn keygen_path(&self, id: KeygenId) -> PathBuf {
@@ -320,12 +339,17 @@ impl KeygenFolder {
         Ok(requests)
     }
 
+    /// The file of a request.
+    pub fn request_path(&self, id: SigningId) -> PathBuf {
+        self.folder.join(format!("request-{id}.json"))
+    }
+
     /// Forgets a request whose acceptance was shown.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn forget_request(&self, id: SigningId) -> io::Result<()> {
-        match fs::remove_file(self.folder.join(format!("request-{id}.json"))) {
+        match fs::remove_file(self.request_path(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => File::open(&self.folder)?.sync_all(),
         }

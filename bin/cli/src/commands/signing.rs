@@ -20,6 +20,7 @@ use super::keygen::{Names, TWEAK_HELP, names, tweak};
 use super::keys::{hex, origin_of_file};
 use super::seat::{Seat, called, name_of, now_unix_ms};
 use super::{Contradiction, End, Failure, Member, Report, refusal_text};
+use crate::home::HomeError;
 use crate::{os_entropy, shown};
 
 /// Request signatures.
@@ -162,7 +163,10 @@ impl Sign {
     /// A request for the same whose acceptance nobody was shown.
     fn kept_request(&self, seat: &Seat, items: &[Item]) -> Result<Option<SignRequest>, Failure> {
         for request in seat.folder().requests()? {
-            let asked = seat.machine().read_request(&request)?;
+            let asked = seat
+                .machine()
+                .read_request(&request)
+                .map_err(|code| HomeError::Request(seat.folder().request_path(request.signing_id), code))?;
             if !same(&asked.intent().items, items) {
                 continue;
             }
@@ -183,11 +187,22 @@ impl Sign {
 
     fn request(&self, seat: &mut Seat, items: Vec<Item>) -> Result<SigningId, Failure> {
         let expires_at = self.expires_in.map(|seconds| now_unix_ms() + u64::from(seconds) * 1_000);
-        match seat.run(Job::Request { items, expires_at })? {
-            Done::Requested(id) => Ok(id),
-            _ => Err(Failure::Refused(Code::Internal)),
+        let before: Vec<SigningId> = ids(seat)?;
+        let outcome = seat.run(Job::Request { items, expires_at });
+        match outcome {
+            Ok(Done::Requested(id)) => Ok(id),
+            Ok(_) => Err(Failure::Refused(Code::Internal)),
+            // It was kept, and may have been sent.
+            Err(failure) => match ids(seat)?.into_iter().find(|id| !before.contains(id)) {
+                Some(id) => of_session(id, Err(failure)).map(|_| id),
+                None => Err(failure),
+            },
         }
     }
+}
+
+fn ids(seat: &Seat) -> Result<Vec<SigningId>, Failure> {
+    Ok(seat.folder().requests()?.iter().map(|request| request.signing_id).collect())
 }
 
 /// Whether two lists ask for the same, whatever their ids.

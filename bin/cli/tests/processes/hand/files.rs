@@ -1,7 +1,7 @@
 //! What the commands make of files: their own, the user's, and ones that were altered.
 
 use std::fs::{self, File, Permissions, TryLockError};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -143,6 +143,26 @@ fn altered_files_are_noticed() {
     let refused = hand.ends("bob", &["status"], 2);
     assert!(text(&refused["error"]["message"]).contains("another signing key"), "{refused}");
 
+    // A request that is not this keygen's, or no request at all.
+    let folder = hand.keygen_folder("alice");
+    for (name, bytes) in [
+        ("request-5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47.json", &b"{}"[..]),
+        (
+            "request-5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47.json",
+            &foreign_request("5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"),
+        ),
+        (
+            "request-00000000-7d0e-4a3b-9a58-0d6c1f2b3a47.json",
+            &foreign_request("5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"),
+        ),
+    ] {
+        fs::write(folder.join(name), bytes).expect("writes");
+        set_mode(&folder.join(name), 0o600);
+        let refused = hand.ends("alice", &["sign", "--text", "one"], 2);
+        assert!(text(&refused["error"]["message"]).contains(name), "{refused}");
+        fs::remove_file(folder.join(name)).expect("removes");
+    }
+
     for name in ["session.json", "../../births.json"] {
         let path = hand.keygen_folder("carol").join(name);
         let good = fs::read(&path).expect("reads");
@@ -153,6 +173,62 @@ fn altered_files_are_noticed() {
         write(&path, &good);
         hand.done("carol", &["status"]);
     }
+}
+
+fn foreign_request(id: &str) -> Vec<u8> {
+    let zeros = "00".repeat(32);
+    format!(
+        "{{\"signing_id\":\"{id}\",\"keygen_id\":\"{id}\",\"requester\":\"{id}\",\"intent\":\"{zeros}\",\
+         \"intent_digest\":\"{zeros}\",\"expires_at\":1,\"items\":[]}}"
+    )
+    .into_bytes()
+}
+
+#[test]
+fn an_api_token_comes_from_a_file_a_descriptor_or_the_environment() {
+    let hand = Hand::start();
+    hand.key("alice");
+    // A gateway of its own: an operator's token, and no enclave that it could reach.
+    let settings = format!(
+        "listen = \"127.0.0.1:0\"\ndatabase = {:?}\nexit_with_stdin = true\n[log]\nlevel = \"error\"\n[[enclaves]]\n\
+         id = \"5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47\"\naddress = \"unix:{}\"\n",
+        hand.path("other.db"),
+        hand.path("nobody.sock").display()
+    );
+    fs::write(hand.path("gateway.toml"), settings).expect("writes");
+    let mut gateway = hand.command(&["gateway", "--config", "gateway.toml"]);
+    gateway.env("KEYMELD_GATEWAY_API_TOKEN", "sesame").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut gateway = gateway.spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(gateway.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    let url = format!("http://{}", line.split('"').nth(3).expect("an address"));
+
+    fs::write(hand.path("token"), "sesame\n").expect("writes");
+    set_mode(&hand.path("token"), 0o600);
+    let words = [&hand.reserve(&url)[..], &["--timeout", "1", "--json"]].concat();
+    let mut outcomes = Vec::new();
+    for (variable, more) in [
+        (None, &[][..]),
+        (Some("open"), &[]),
+        (Some("sesame"), &[]),
+        (None, &["--api-token-file", "token"]),
+        (None, &["--api-token-fd", "0"]),
+        (Some("not\nASCII text"), &[]),
+    ] {
+        let mut command = hand.command_as("alice", &words);
+        command.args(more).envs(variable.map(|token| ("KEYMELD_API_TOKEN", token)));
+        command.stdin(File::open(hand.path("token")).expect("opens"));
+        let ended = Ended::of(command.output().expect("runs"));
+        outcomes.push((ended.code, text(&ended.json()["error"]["code"])));
+    }
+    let refused = (Some(1), "token-required".to_owned());
+    let admitted = (Some(3), "timed-out".to_owned());
+    let unreadable = (Some(2), "bad-input".to_owned());
+    assert_eq!(outcomes[..2], [refused.clone(), refused]);
+    assert_eq!(outcomes[2..5], [admitted.clone(), admitted.clone(), admitted]);
+    assert_eq!(outcomes[5], unreadable);
+    drop(gateway.stdin.take());
+    assert!(gateway.wait().expect("ends").success());
 }
 
 #[test]

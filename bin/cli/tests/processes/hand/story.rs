@@ -1,9 +1,14 @@
 //! What people do when all goes well, and what each command tells them.
 
+use std::fs::File;
+use std::io::Write;
+
 use keymeld_core::bytes::{Message, Signature, XOnlyKey};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
-use super::{Hand, text};
+use super::{Ended, Hand, text};
 
 fn assert_signed(one: &Value) {
     let key = XOnlyKey::from_hex(&text(&one["key"])).expect("a key");
@@ -116,6 +121,40 @@ fn what_was_declined_or_cancelled_says_so_to_everybody() {
 }
 
 #[test]
+fn a_keygen_that_nobody_joins_fails_in_time_and_says_so() {
+    let hand = Hand::start();
+    hand.key("alice");
+    let url = hand.children.url();
+    hand.done("alice", &[&hand.reserve(&url)[..], &["--join-within", "1"]].concat());
+    hand.done("alice", &["init"]);
+    hand.done("alice", &["join"]);
+    let failed = hand.ends("alice", &["status", "--wait"], 1);
+    assert_eq!((&failed["state"], &failed["failure"]), (&"Failed".into(), &"expired".into()));
+    assert_eq!(hand.ends("alice", &["roster"], 1)["error"]["code"], "expired");
+    assert_eq!(hand.ends("alice", &["sign", "--text", "one"], 1)["error"]["code"], "expired");
+}
+
+#[test]
+fn a_request_that_does_not_get_through_is_named_and_goes_on() {
+    let mut hand = Hand::start();
+    hand.keygen();
+    let words = ["sign", "--text", "one", "--timeout", "2"];
+    // Kept while the gateway is there, and then it is gone.
+    let mut asking = hand.command_as("alice", &["sign", "--text", "one", "--wait"]);
+    let mut asking = asking.stdout(std::process::Stdio::null()).spawn().expect("starts");
+    let folder = hand.keygen_folder("alice");
+    while !super::list(&folder).iter().any(|path| path.display().to_string().contains("/request-")) {
+        std::thread::yield_now();
+    }
+    hand.children.gateway.kill().expect("kills");
+    asking.kill().expect("kills");
+    asking.wait().expect("ends");
+    assert_eq!(hand.ends("alice", &words, 3)["error"]["code"], "timed-out");
+    hand.children.gateway.restart().expect("restarts");
+    assert_eq!(hand.done("alice", &words)["resumed"], true);
+}
+
+#[test]
 fn nothing_is_approved_that_was_not_reviewed() {
     let hand = Hand::start();
     hand.keygen();
@@ -133,6 +172,42 @@ fn nothing_is_approved_that_was_not_reviewed() {
     hand.done("bob", &[&approve[..], &["--blind"]].concat());
     // Carol delegated, but not for what nobody can read.
     assert_eq!(hand.done("bob", &["intent", &id])["missing"].as_array().map(Vec::len), Some(1));
+}
+
+/// A terminal: what somebody types, and the end that a command reads.
+fn terminal() -> (File, File) {
+    let typed = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&typed).and_then(|()| unlockpt(&typed)).expect("opens");
+    let name = ptsname(&typed, Vec::new()).expect("a name");
+    let read = open(&*name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("opens");
+    (File::from(typed), File::from(read))
+}
+
+#[test]
+fn a_person_at_a_terminal_is_shown_the_intent_and_asked() {
+    let hand = Hand::start();
+    hand.keygen();
+    let asked = hand.done("alice", &["sign", "--text", "a boat"]);
+    let (id, digest) = (text(&asked["signing_id"]), text(&asked["digest"]));
+    for (answer, code) in [("no\n", 1), ("\n", 1), ("yes please\n", 1), ("yes\n", 0)] {
+        let (mut typed, read) = terminal();
+        typed.write_all(answer.as_bytes()).expect("types");
+        let ended = Ended::of(hand.command_as("bob", &["approve", &id]).stdin(read).output().expect("runs"));
+        assert_eq!(ended.code, Some(code), "{answer:?}: {ended:?}");
+        assert!(ended.stderr.contains(&digest) && ended.stderr.contains("\"a boat\""), "{ended:?}");
+        let (words, seen) = match code {
+            0 => (&["status", &id, "--wait"][..], 0),
+            _ => (&["status", &id][..], 3),
+        };
+        hand.ends("carol", words, seen);
+    }
+    // A program that wants JSON cannot be asked, nor can anybody whose key takes the terminal.
+    for more in [&["--json"][..], &["--key-fd", "0"]] {
+        let (_typed, read) = terminal();
+        let mut command = hand.command(&["approve", &id, "--home", "bob", "--policy", "policy.json"]);
+        let ended = command.args(more).stdin(read).output().expect("runs");
+        assert_eq!(ended.status.code(), Some(2), "{more:?}");
+    }
 }
 
 #[test]
