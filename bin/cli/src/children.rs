@@ -2,6 +2,7 @@
 //!
 //! Children end when their standard input is closed: whatever happens to this process, none is left behind.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -40,22 +41,68 @@ struct Announcement {
     listening: String,
 }
 
+/// A program with its first arguments; `--config FILE` follows.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The file that is run.
+    pub path: PathBuf,
+    /// What comes before the settings: a subcommand, or nothing.
+    pub arguments: Vec<OsString>,
+}
+
+/// What is started, and with which settings.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The gateway.
+    pub gateway: Program,
+    /// Each enclave.
+    pub enclave: Program,
+    /// How many of them.
+    pub enclaves: usize,
+    /// Tables to add to the gateway's settings, as TOML.
+    pub gateway_tables: String,
+    /// Tables to add to each enclave's settings, as TOML.
+    pub enclave_tables: String,
+}
+
+impl Setup {
+    /// Gateway and enclaves out of one command, this one, with default settings.
+    pub fn of(command: &Path, enclaves: usize) -> Setup {
+        let program = |kind: &str| Program { path: command.to_owned(), arguments: vec![kind.into()] };
+        let (gateway_tables, enclave_tables) = (String::new(), String::new());
+        Setup {
+            gateway: program("gateway"),
+            enclave: program("enclave"),
+            enclaves,
+            gateway_tables,
+            enclave_tables,
+        }
+    }
+}
+
 /// A child process that said where it listens.
 #[derive(Debug)]
 pub struct Service {
     kind: &'static str,
-    program: PathBuf,
+    program: Program,
     config: PathBuf,
     address: String,
     child: Child,
 }
 
 impl Service {
-    /// Starts `PROGRAM KIND --config FILE` and waits for the line with its address.
-    fn start(kind: &'static str, program: &Path, config: &Path) -> Result<Service, ChildError> {
-        let mut child = Command::new(program)
-            .args([kind, "--config"])
-            .arg(config)
+    /// Starts a program and waits for the line with its address.
+    fn start(
+        kind: &'static str,
+        program: Program,
+        config: PathBuf,
+        environment: &[(&str, &str)],
+    ) -> Result<Service, ChildError> {
+        let mut child = Command::new(&program.path)
+            .args(&program.arguments)
+            .arg("--config")
+            .arg(&config)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -70,7 +117,6 @@ impl Service {
             let _ = child.wait();
             return Err(ChildError::NotStarted(kind));
         };
-        let (program, config) = (program.to_owned(), config.to_owned());
         Ok(Service { kind, program, config, address: listening, child })
     }
 
@@ -99,6 +145,14 @@ impl Service {
     /// # Errors
     /// [`ChildError`].
     pub fn restart(&mut self) -> Result<(), ChildError> {
+        self.restart_in(&[])
+    }
+
+    /// The same, with variables that this run alone has in its environment.
+    ///
+    /// # Errors
+    /// [`ChildError`].
+    pub fn restart_in(&mut self, environment: &[(&str, &str)]) -> Result<(), ChildError> {
         let text = fs::read_to_string(&self.config);
         let text = text.map_err(|error| ChildError::System("cannot read a configuration", error))?;
         let listen = |line: &str| {
@@ -106,7 +160,7 @@ impl Service {
         };
         let text: Vec<String> = text.lines().map(listen).collect();
         write(&self.config, &text.join("\n"))?;
-        *self = Service::start(self.kind, &self.program, &self.config)?;
+        *self = Service::start(self.kind, self.program.clone(), self.config.clone(), environment)?;
         Ok(())
     }
 
@@ -141,17 +195,26 @@ impl Children {
     /// # Errors
     /// [`ChildError`].
     pub fn start(program: &Path, folder: &Path, count: usize) -> Result<Children, ChildError> {
+        Children::start_as(&Setup::of(program, count), folder)
+    }
+
+    /// Starts what a setup says.
+    ///
+    /// # Errors
+    /// [`ChildError`].
+    pub fn start_as(setup: &Setup, folder: &Path) -> Result<Children, ChildError> {
         let mut entropy = os_entropy();
         let state = folder.join("development");
         fs::create_dir_all(&state).map_err(|error| ChildError::System("cannot make a folder", error))?;
-        let mut enclaves = Vec::with_capacity(count);
+        let mut enclaves = Vec::with_capacity(setup.enclaves);
         let mut listed = String::new();
         let mut policy = None;
-        for number in 1..=count {
+        for number in 1..=setup.enclaves {
             let enclave_id = EnclaveId::random(&mut entropy)?;
             let text = format!(
                 "enclave_id = \"{enclave_id}\"\nlisten = \"tcp:127.0.0.1:0\"\nexit_with_stdin = true\n\
-                 workers = 1\n[log]\nlevel = \"error\"\n[development]\nstate_dir = {state:?}\n"
+                 workers = 1\n[log]\nlevel = \"error\"\n[development]\nstate_dir = {state:?}\n{}",
+                setup.enclave_tables
             );
             if policy.is_none() {
                 let config = keymeld_enclave::Config::from_toml(&text, [])?;
@@ -159,7 +222,7 @@ impl Children {
             }
             let config = folder.join(format!("enclave-{number}.toml"));
             write(&config, &text)?;
-            let enclave = Service::start("enclave", program, &config)?;
+            let enclave = Service::start("enclave", setup.enclave.clone(), config, &[])?;
             let address = enclave.address();
             listed.push_str(&format!("[[enclaves]]\nid = \"{enclave_id}\"\naddress = \"{address}\"\n"));
             enclaves.push(enclave);
@@ -168,10 +231,11 @@ impl Children {
         let config = folder.join("gateway.toml");
         let text = format!(
             "listen = \"127.0.0.1:0\"\ndatabase = {database:?}\nexit_with_stdin = true\n{listed}\
-             [log]\nlevel = \"error\"\n"
+             [log]\nlevel = \"error\"\n{}",
+            setup.gateway_tables
         );
         write(&config, &text)?;
-        let gateway = Service::start("gateway", program, &config)?;
+        let gateway = Service::start("gateway", setup.gateway.clone(), config, &[])?;
         let policy = policy.ok_or(ChildError::NotStarted("enclave"))?;
         Ok(Children { gateway, enclaves, policy })
     }

@@ -69,6 +69,7 @@ impl Core {
         machine: Gateway,
         store: Store,
         entropy: Entropy,
+        clock: Clock,
         pools: BTreeMap<EnclaveId, Pool>,
         inbox: Receiver<Inbound>,
     ) -> Core {
@@ -76,7 +77,7 @@ impl Core {
             machine,
             store,
             entropy,
-            clock: Clock::new(),
+            clock,
             pools,
             inbox,
             responders: BTreeMap::new(),

@@ -31,6 +31,7 @@ use keymeld_core::entropy::{Entropy, EntropyFailed, Origin};
 use keymeld_core::gateway::Gateway;
 use keymeld_core::id::EnclaveId;
 use keymeld_store::{OpenError, Store};
+use keymeld_transport::clock::Clock;
 use keymeld_transport::http::server::{Server, Service};
 use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::Pool;
@@ -101,6 +102,14 @@ pub struct Running {
 /// # Errors
 /// [`Error`]; nothing runs then.
 pub fn start(config: &Config) -> Result<Running, Error> {
+    start_by(Clock::new(), config)
+}
+
+/// The same by a given clock.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_by(clock: Clock, config: &Config) -> Result<Running, Error> {
     config.check()?;
     let machine = Gateway::new(config.machine());
     let store_error = |error| Error::Store { path: config.database.display().to_string(), error };
@@ -114,7 +123,7 @@ pub fn start(config: &Config) -> Result<Running, Error> {
         pools.insert(*id, pool(config, *id, address, &inbox)?);
     }
     let entropy = Entropy::new(Origin::Os, |out| getrandom::fill(out).map_err(|_| EntropyFailed));
-    let core = Core::new(machine, store, entropy, pools, events);
+    let core = Core::new(machine, store, entropy, clock, pools, events);
     let core = thread::Builder::new().name("core".to_owned()).spawn(move || core.run())?;
     let server = Server::start(listener, config.http.limits(), service(inbox.clone()));
     let mut running = Running { server: None, address, drain: config.drain(), inbox, core: Some(core) };

@@ -8,7 +8,7 @@ use keymeld::children::{Children, Service};
 use keymeld_core::client::{Done, Job};
 use tempfile::TempDir;
 
-use crate::party::{Participant, coordinator, invited};
+use crate::party::{Participant, careful, coordinator, invited};
 
 const ENCLAVES: usize = 2;
 
@@ -45,7 +45,7 @@ fn keygen(children: &Children, home: &Path) -> Vec<Participant> {
     let mut everybody = vec![coordinator(children, home, 3)];
     everybody[0].run(Job::Reserve);
     everybody[0].run(Job::Init);
-    let others = invited(children, home, &everybody[0]);
+    let others = invited(&everybody[0], home, careful());
     everybody.extend(others);
     for one in &mut everybody {
         one.run(Job::Join);
@@ -64,7 +64,7 @@ fn a_keygen_completes_though_each_process_is_killed_at_each_of_its_steps() {
         let mut first = coordinator(&children, home, 3);
         while_killing(victim(&mut children, at), || first.run(Job::Reserve));
         while_killing(victim(&mut children, at), || first.run(Job::Init));
-        let mut everybody = invited(&children, home, &first);
+        let mut everybody = invited(&first, home, careful());
         everybody.insert(0, first);
         for one in &mut everybody {
             while_killing(victim(&mut children, at), || one.run(Job::Join));

@@ -1,8 +1,10 @@
 //! The command as real processes: the demo, what people who sign do by hand, and what kill -9 does to keygens and signings (S6).
 
+mod clock;
 mod demo;
 mod hand;
 mod kills;
+mod matrix;
 mod party;
 
 use keymeld_core::bytes::{Message, Signature, XOnlyKey};
