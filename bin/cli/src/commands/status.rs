@@ -83,7 +83,8 @@ pub fn status(options: &Status) -> Result<Report, Failure> {
 }
 
 fn keygen_status(seat: &mut Seat, wait: bool) -> Result<Report, Failure> {
-    if wait {
+    // Whoever has not joined cannot wait for the key, and is told what there is.
+    if wait && seat.machine().is_registered() {
         match seat.key() {
             // What it is then is shown below.
             Ok(_) | Err(Failure::Job(Fault::TimedOut | Fault::Ended(..))) => {}
