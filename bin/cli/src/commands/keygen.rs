@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::seat::{Asked, Seat, now_unix_ms};
 use super::{Contradiction, Failure, Member, Report};
 use crate::given::{self, TokenSource};
-use crate::home::Home;
+use crate::home::{Home, HomeError};
 use crate::{kept, os_entropy, shown};
 
 const DAY_MS: u64 = 24 * 3_600_000;
@@ -239,13 +239,15 @@ impl Reserve {
         if self.new {
             return Ok(None);
         }
-        for id in home.keygens()? {
+        let named = self.member.keygen;
+        for id in home.keygens()?.into_iter().filter(|id| named.is_none_or(|named| named == *id)) {
             let session: (String, Asked) = home.keygen(Some(id))?.session()?;
             if session == (self.gateway.clone(), asked.clone()) {
                 return Ok(Some(id));
             }
         }
-        Ok(None)
+        // A new one has an id that nobody can name.
+        named.map_or(Ok(None), |named| Err(HomeError::UnknownKeygen(named).into()))
     }
 
     fn plan(&self, asked: &ReserveAsked, now_unix_ms: u64) -> Result<Plan, Failure> {
@@ -450,6 +452,9 @@ impl Join {
         let bytes = given::read_file(file, INVITE_BYTES_MAX)?;
         let invite = Invite::decode(bytes.trim_ascii());
         let invite = invite.map_err(|code| Contradiction::BadInvite(file.clone(), code))?;
+        if self.member.keygen.is_some_and(|named| named != invite.keygen_id) {
+            return Err(Contradiction::OtherKeygen(invite.keygen_id).into());
+        }
         let home = Home::open_or_make(&self.member.home)?;
         let key = self.member.key.read()?;
         let asked = self.rules.asked();
@@ -476,9 +481,7 @@ impl Join {
     /// Without an invite: the coordinator, whose rules were set when it reserved, or whoever joined before.
     fn resume(&self) -> Result<Seat, Failure> {
         let seat = self.member.resume(None).map_err(|failure| match failure {
-            Failure::Home(crate::home::HomeError::Missing(_) | crate::home::HomeError::NoKeygen) => {
-                Contradiction::NoInvite.into()
-            }
+            Failure::Home(HomeError::Missing(_) | HomeError::NoKeygen) => Contradiction::NoInvite.into(),
             failure => failure,
         })?;
         let (_, before): (String, Asked) = seat.folder().session()?;

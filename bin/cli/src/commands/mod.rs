@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use keymeld_core::attestation::AttestationError;
 use keymeld_core::client::Fault;
-use keymeld_core::id::{EnclaveId, SigningId, UserId};
+use keymeld_core::id::{EnclaveId, KeygenId, SigningId, UserId};
 use keymeld_core::refusal::{Code, Refusal};
 use keymeld_transport::http::client::{BaseUrlError, ClientError};
 use serde::Serialize;
@@ -28,8 +28,14 @@ pub use seat::{Member, Timeout};
 
 /// What the exit codes mean, for `--help`.
 pub const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 refused or failed; 2 the command line, a file or a directory is not usable; 3 not yet: out of \
-time, or another command works in the directory; 4 something does not verify: an attestation, a key, a signature.";
+Exit codes:
+  0  done
+  1  refused or failed
+  2  the command line, a file or a directory is not usable
+  3  not yet: out of time, or another command works in the directory
+  4  something does not verify: an attestation, a key, a signature
+
+With --json a failure is one object too: {\"error\":{\"code\":...,\"message\":...,\"exit_code\":...}}.";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +101,9 @@ pub enum Contradiction {
     /// A new keygen was begun in this directory with other words.
     #[error("this keygen was joined under other rules, which cannot be changed; leave the options out")]
     OtherRules,
+    /// An invite to another keygen.
+    #[error("the invite is for keygen {0}")]
+    OtherKeygen(KeygenId),
     /// Somebody else's invite.
     #[error("this directory holds another participant's place in the same keygen")]
     OtherInvite,

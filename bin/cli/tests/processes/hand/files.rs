@@ -244,6 +244,8 @@ fn the_same_words_begin_one_keygen_and_other_words_another() {
     let new = hand.done("alice", &[&words[..], &["--new"]].concat());
     let other = hand.done("alice", &[&words[..], &["--delegate"]].concat());
     assert!(new["keygen_id"] != first["keygen_id"] && other["keygen_id"] != first["keygen_id"]);
+    let named = ["--keygen", "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"];
+    hand.ends("alice", &[&words[..], &named].concat(), 2);
     // Now that there are three, one has to be named.
     assert_eq!(hand.ends("alice", &["init"], 2)["error"]["code"], "bad-state-directory");
     let id = text(&other["keygen_id"]);
@@ -262,6 +264,8 @@ fn a_place_in_a_keygen_is_taken_once_and_under_one_set_of_rules() {
     hand.ends("bob", &["join", "--valid-days", "7"], 2);
     // Carol's invite is not Bob's, and a second key is nobody's.
     hand.ends("bob", &["join", "--invite", "carol.invite"], 2);
+    let named = ["join", "--invite", "bob.invite", "--keygen", "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47"];
+    assert!(text(&hand.ends("bob", &named, 2)["error"]["message"]).contains("invite is for"));
     hand.key("eve");
     let taken = hand.ends("eve", &["join", "--invite", "bob.invite"], 1);
     assert_eq!(taken["error"]["code"], "slot-taken");
