@@ -29,7 +29,7 @@ use keymeld_core::client::{Client, Command, Done, Event, Fault, Job, JobId, Keep
 use keymeld_core::entropy::Entropy;
 
 use crate::clock::Clock;
-use crate::http::client::{Client as Http, Outgoing};
+use crate::http::client::{Client as Http, ClientError, Outgoing};
 
 /// Makes what a client keeps durable, atomically, before it returns.
 pub type Keeper = dyn FnMut(&Keep) -> io::Result<()> + Send;
@@ -42,6 +42,7 @@ pub struct BlockingClient {
     keeper: Box<Keeper>,
     clock: Clock,
     last_job: u64,
+    last_failure: Option<ClientError>,
 }
 
 impl BlockingClient {
@@ -55,12 +56,19 @@ impl BlockingClient {
         entropy: Entropy,
         keeper: impl FnMut(&Keep) -> io::Result<()> + Send + 'static,
     ) -> BlockingClient {
-        BlockingClient { machine, http, entropy, keeper: Box::new(keeper), clock: Clock::new(), last_job: 0 }
+        let (keeper, clock) = (Box::new(keeper), Clock::new());
+        BlockingClient { machine, http, entropy, keeper, clock, last_job: 0, last_failure: None }
     }
 
     /// The machine, for its accessors.
     pub fn machine(&self) -> &Client {
         &self.machine
+    }
+
+    /// Why the last request had no answer; `None` where it had one. Requests are repeated while a job's time
+    /// lasts: this tells somebody whose job was not done in time what was in the way.
+    pub fn last_failure(&self) -> Option<ClientError> {
+        self.last_failure
     }
 
     /// Does a job. The thread blocks until it is done, for `timeout_ms` milliseconds at most and an answer's
@@ -89,7 +97,9 @@ impl BlockingClient {
                         body: &request.body,
                         timeout_ms,
                     };
-                    match self.http.send(&outgoing) {
+                    let outcome = self.http.send(&outgoing);
+                    self.last_failure = outcome.as_ref().err().copied();
+                    match outcome {
                         Ok(response) => Event::Replied { call, response },
                         Err(_) => Event::CallFailed { call },
                     }

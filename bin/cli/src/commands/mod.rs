@@ -58,9 +58,9 @@ pub enum Failure {
     /// Nobody waits for what is not there yet.
     #[error("the keygen is not completed yet: see `keymeld status`, or wait with --wait")]
     NotCompleted,
-    /// A job of this signing session failed.
+    /// It happened in this signing session.
     #[error("signing {0}: {1}")]
-    Signing(SigningId, #[source] Fault),
+    Signing(SigningId, #[source] Box<Failure>),
     /// This side refuses already.
     #[error("refused: {code}: {advice}", code = .0, advice = .0.advice())]
     Refused(#[from] Code),
@@ -192,7 +192,8 @@ impl Failure {
             ) => End::Failed,
             Failure::Contradiction(_) => End::Usage,
             Failure::Http(ClientError::Unreachable | ClientError::TimedOut) => End::NotYet,
-            Failure::Job(fault) | Failure::Signing(_, fault) => match fault {
+            Failure::Signing(_, failure) => failure.end(),
+            Failure::Job(fault) => match fault {
                 Fault::TimedOut => End::NotYet,
                 Fault::Unverified(_) | Fault::Unattested(..) => End::Unverified,
                 Fault::Refused(_) | Fault::Ended(..) | Fault::NotStored => End::Failed,
@@ -207,6 +208,15 @@ impl Failure {
         }
     }
 
+    /// What became of a job, in a signing session or out of one.
+    fn fault(&self) -> Option<&Fault> {
+        match self {
+            Failure::Job(fault) => Some(fault),
+            Failure::Signing(_, failure) => failure.fault(),
+            _ => None,
+        }
+    }
+
     /// A stable word for programs: the refusal's code where there is one.
     fn word(&self) -> &'static str {
         match self {
@@ -216,7 +226,8 @@ impl Failure {
             Failure::Home(_) => "bad-state-directory",
             Failure::Url(_) => "bad-url",
             Failure::Http(_) => "gateway-away",
-            Failure::Job(fault) | Failure::Signing(_, fault) => match fault {
+            Failure::Signing(_, failure) => failure.word(),
+            Failure::Job(fault) => match fault {
                 Fault::Refused(refusal) | Fault::Ended(refusal, _) | Fault::Unverified(refusal) => {
                     refusal.code.name()
                 }
@@ -261,11 +272,9 @@ struct ErrorReport<'a> {
 }
 
 fn failure_report(failure: &Failure) -> FailureReport<'_> {
-    let (signing_id, fault) = match failure {
-        Failure::Signing(id, fault) => (Some(*id), Some(fault)),
-        Failure::Job(fault) => (None, Some(fault)),
-        Failure::Contradiction(Contradiction::Uncertain(id)) => (Some(*id), None),
-        _ => (None, None),
+    let signing_id = match failure {
+        Failure::Signing(id, _) | Failure::Contradiction(Contradiction::Uncertain(id)) => Some(*id),
+        _ => None,
     };
     let mut report = ErrorReport {
         code: failure.word(),
@@ -276,7 +285,7 @@ fn failure_report(failure: &Failure) -> FailureReport<'_> {
         culprits: Vec::new(),
         reason: None,
     };
-    match fault {
+    match failure.fault() {
         Some(Fault::Ended(refusal, reason)) => {
             report.culprits.clone_from(&refusal.culprits);
             report.reason = reason.as_deref();
@@ -293,10 +302,7 @@ fn failure_report(failure: &Failure) -> FailureReport<'_> {
 /// On one line; what others wrote is escaped.
 fn message(failure: &Failure) -> String {
     let mut message = failure.to_string();
-    let fault = match failure {
-        Failure::Job(fault) | Failure::Signing(_, fault) => fault,
-        _ => return message,
-    };
+    let Some(fault) = failure.fault() else { return message };
     match fault {
         Fault::Refused(refusal) => message += &format!(": {}", refusal.code.advice()),
         Fault::Ended(_, Some(reason)) => message += &format!(": {}", shown::text(reason)),

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use keymeld_core::client::{Client, Config, Done, Job, VerifiedKey};
+use keymeld_core::client::{Client, Config, Done, Fault, Job, VerifiedKey};
 use keymeld_core::id::{EnclaveId, KeygenId, UserId};
 use keymeld_core::refusal::Code;
 use keymeld_core::secret::{ApiToken, Secret};
 use keymeld_transport::client::BlockingClient;
 use keymeld_transport::clock::Clock;
-use keymeld_transport::http::client::Client as Http;
+use keymeld_transport::http::client::{Client as Http, ClientError};
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
@@ -151,7 +151,13 @@ impl Seat {
             self.home.keep_births(births.iter().map(|(id, birth)| (*id, *birth)))?;
             self.kept_births = births.clone();
         }
-        Ok(outcome?)
+        match (outcome, self.client.last_failure()) {
+            // A long poll that took all the time says nothing about the gateway.
+            (Err(Fault::TimedOut), Some(error)) if error != ClientError::TimedOut => {
+                Err(Failure::Http(error))
+            }
+            (outcome, _) => Ok(outcome?),
+        }
     }
 
     /// Waits for the keygen to complete, and verifies all of it.

@@ -239,10 +239,7 @@ fn subset(key: &VerifiedKey, names: &Names) -> Result<SubsetId, Failure> {
 
 /// Names the session that a fault is about.
 pub(super) fn of_session(id: SigningId, outcome: Result<Done, Failure>) -> Result<Done, Failure> {
-    outcome.map_err(|failure| match failure {
-        Failure::Job(fault) => Failure::Signing(id, fault),
-        failure => failure,
-    })
+    outcome.map_err(|failure| Failure::Signing(id, Box::new(failure)))
 }
 
 /// Signatures, each verified by the client; a failed item fails the command.

@@ -120,7 +120,7 @@ fn a_gateway_that_is_away_is_tried_until_the_time_is_over() {
     let mut hand = Hand::start();
     hand.keygen();
     hand.children.gateway.kill().expect("kills");
-    assert_eq!(hand.ends("bob", &["status", "--timeout", "1"], 3)["error"]["code"], "timed-out");
+    assert_eq!(hand.ends("bob", &["status", "--timeout", "1"], 3)["error"]["code"], "gateway-away");
     let mut patient = hand.command_as("bob", &["status", "--json"]);
     let patient = patient.stdout(std::process::Stdio::piped()).spawn().expect("starts");
     hand.children.gateway.restart().expect("restarts");

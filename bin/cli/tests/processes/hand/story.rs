@@ -141,6 +141,17 @@ fn a_keygen_that_nobody_joins_fails_in_time_and_says_so() {
 }
 
 #[test]
+fn waiting_in_vain_is_no_fault_of_the_gateway() {
+    let hand = Hand::start();
+    hand.keygen();
+    let id = text(&hand.done("alice", &["sign", "--text", "one"])["signing_id"]);
+    for _ in 0..3 {
+        let error = hand.ends("bob", &["status", &id, "--wait", "--timeout", "1"], 3)["error"].clone();
+        assert_eq!((&error["code"], &error["signing_id"]), (&"timed-out".into(), &id.as_str().into()));
+    }
+}
+
+#[test]
 fn a_request_that_does_not_get_through_is_named_and_goes_on() {
     let mut hand = Hand::start();
     hand.keygen();
@@ -155,7 +166,7 @@ fn a_request_that_does_not_get_through_is_named_and_goes_on() {
     hand.children.gateway.kill().expect("kills");
     asking.kill().expect("kills");
     asking.wait().expect("ends");
-    assert_eq!(hand.ends("alice", &words, 3)["error"]["code"], "timed-out");
+    assert_eq!(hand.ends("alice", &words, 3)["error"]["code"], "gateway-away");
     hand.children.gateway.restart().expect("restarts");
     assert_eq!(hand.done("alice", &words)["resumed"], true);
 }
