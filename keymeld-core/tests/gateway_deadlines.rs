@@ -135,7 +135,7 @@ fn a_signing_fails_when_its_intent_expires_waiting_for_approval_or_for_an_enclav
             assert_eq!(status.failure.expect("failed").code, "expired");
             assert!(world.disk.open.is_empty());
             let approve = party.approve(&mut world, 1, 1);
-            assert_eq!(outcome_of(&mut world, approve), "wrong-state");
+            assert_eq!(outcome_of(&mut world, approve), "expired");
         }
     }
 }

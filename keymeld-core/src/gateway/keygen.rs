@@ -82,6 +82,14 @@ impl Keygen {
         matches!(self.state(), KeygenState::Completed | KeygenState::Failed)
     }
 
+    /// Why it does not take what it is in no state to take.
+    pub(super) fn wrong_state(&self) -> Code {
+        match &self.rows.end {
+            Some(KeygenEnd::Failed(row)) => row.closes_with(),
+            Some(KeygenEnd::Completed { .. }) | None => Code::WrongState,
+        }
+    }
+
     pub(super) fn waits_for_requests(&self) -> bool {
         let collecting = matches!(self.state(), KeygenState::Reserved | KeygenState::CollectingParticipants);
         collecting && self.checking.is_empty()
@@ -419,7 +427,7 @@ impl Gateway {
                     let key = SessionKey::Signing(body.signing_id);
                     self.todo.push_back((key, Work::Accept(request, call, Arc::clone(keygen))));
                 } else {
-                    step.refuse(request, Code::WrongState);
+                    step.refuse(request, keygen.wrong_state());
                 }
             }
             Call::KeygenStatus { .. }
@@ -532,7 +540,7 @@ fn init(id: KeygenId, keygen: &mut Keygen, request: RequestId, body: InitRequest
         };
     }
     if keygen.state() != KeygenState::Reserved {
-        return step.refuse(request, Code::WrongState);
+        return step.refuse(request, keygen.wrong_state());
     }
     if let Err(code) = check_init(keygen, &asked) {
         return step.refuse(request, code);

@@ -12,6 +12,7 @@ use crate::artifact::approval::{Approval, Withdrawal};
 use crate::bytes::{Blob, Hash, XOnlyKey};
 use crate::id::{EnclaveId, KeygenId, SigningId, UserId};
 use crate::record::{Family, RecordKey, Row, RowKey, Write};
+use crate::refusal::Code;
 use crate::strict::{self, CborError};
 
 const VERSION: u32 = 1;
@@ -101,6 +102,14 @@ pub(super) struct FailureRow {
     /// The signed no that it failed of.
     #[n(2)]
     pub(super) withdrawal: Option<Withdrawal>,
+}
+
+impl FailureRow {
+    /// What a session that failed of it answers to whoever still wants something of it.
+    pub(super) fn closes_with(&self) -> Code {
+        let expired = [Code::Expired, Code::IntentExpired].map(Code::number).contains(&self.code);
+        if expired { Code::Expired } else { Code::WrongState }
+    }
 }
 
 /// How a keygen ended.

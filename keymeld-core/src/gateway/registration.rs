@@ -33,7 +33,7 @@ impl Gateway {
             };
         }
         let Some(init) = keygen.rows.init.as_ref() else {
-            return step.refuse(request, Code::WrongState);
+            return step.refuse(request, keygen.wrong_state());
         };
         if let Err(code) = self.check_registration(keygen, slot, &body) {
             return step.refuse(request, code);
@@ -57,7 +57,7 @@ impl Gateway {
 
     fn check_registration(&self, keygen: &Keygen, slot: usize, body: &RegisterRequest) -> Result<(), Code> {
         if keygen.state() != KeygenState::CollectingParticipants {
-            return Err(Code::WrongState);
+            return Err(keygen.wrong_state());
         }
         if keygen.checking.len() >= CHECKING_MAX {
             return Err(Code::TooMany);
@@ -109,7 +109,7 @@ pub(super) fn registration_checked(
         None => {}
     }
     if keygen.state() != KeygenState::CollectingParticipants {
-        return step.refuse(request, Code::WrongState);
+        return step.refuse(request, keygen.wrong_state());
     }
     if keygen.registrations().any(|(_, other)| other.auth_key == body.auth_key) {
         return step.refuse(request, Code::DuplicateKey);

@@ -72,6 +72,14 @@ impl Signing {
         matches!(self.state, Completed | Failed)
     }
 
+    /// Why it takes nothing more, once it has ended.
+    fn wrong_state(&self) -> Code {
+        match &self.rows.end {
+            Some(SigningEnd::Failed(row)) => row.closes_with(),
+            Some(SigningEnd::Completed(_)) | None => Code::WrongState,
+        }
+    }
+
     pub(super) fn waits_for_requests(&self) -> bool {
         self.run.is_none() && !self.awaited().is_empty()
     }
@@ -354,7 +362,7 @@ fn approve(
         };
     }
     if signing.is_ended() {
-        return step.refuse(request, Code::WrongState);
+        return step.refuse(request, signing.wrong_state());
     }
     if now.unix_ms >= signing.deadline_unix_ms() {
         return step.refuse(request, Code::Expired);
@@ -397,7 +405,7 @@ fn withdraw(
         return if same {
             step.respond(request, problem::ok(200, &signing.status(id, 0)));
         } else {
-            step.refuse(request, Code::WrongState);
+            step.refuse(request, signing.wrong_state());
         };
     }
     let refusal = Refusal::blaming(kind.code(), [withdrawal.user_id].into());
