@@ -49,7 +49,7 @@ fn requests_arrive_as_given_and_every_status_is_a_reply() {
         }
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = Server::start(listener, ServerLimits::default(), Arc::new(service)).unwrap();
+    let server = Server::start(listener, ServerLimits::default(), None, Arc::new(service)).unwrap();
     let client = Client::new(&format!("http://{}/", server.address())).unwrap();
     for (method, status, body) in [
         (Method::Get, 200, &b""[..]),

@@ -40,7 +40,7 @@ fn start(limits: ServerLimits) -> (Server, Waiting) {
         }
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    (Server::start(listener, limits, Arc::new(service)).unwrap(), receiver)
+    (Server::start(listener, limits, None, Arc::new(service)).unwrap(), receiver)
 }
 
 struct Peer(BufReader<TcpStream>);
@@ -180,6 +180,8 @@ fn every_malformed_request_gets_its_code_and_the_server_lives() {
         ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n".into(), Refusal::MethodNotAllowed),
         ("GET x HTTP/1.1\r\nHost: a\r\n\r\n".into(), Refusal::BadTarget),
         ("\u{1}\u{2}\u{3}\r\n\r\n".into(), Refusal::MalformedRequest),
+        // TLS, which has no line to wait for.
+        ("\u{16}\u{3}\u{1}\u{2}".into(), Refusal::MalformedRequest),
         (many, Refusal::TooManyHeaders),
         (long, Refusal::HeadTooLarge),
     ];

@@ -5,12 +5,13 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use keymeld_core::gateway;
 use keymeld_core::id::EnclaveId;
 use keymeld_core::secret::ApiToken;
-use keymeld_transport::http::server::ServerLimits;
+use keymeld_transport::http::server::{ServerLimits, Tls};
 use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::PoolOptions;
 use keymeld_transport::process::log::LogSettings;
@@ -25,8 +26,12 @@ use crate::{ENVIRONMENT_PREFIX, Error};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The public address: plain HTTP, for a proxy with TLS in front.
+    /// The public address.
     pub listen: SocketAddr,
+    /// Where it is there, the public address speaks TLS and nothing else. Without it it speaks plain HTTP, for
+    /// a proxy with TLS in front.
+    #[serde(default)]
+    pub tls: Option<TlsSettings>,
     /// The database's file. Its folder has to exist.
     pub database: PathBuf,
     /// The size that the database may grow to, in pages of 4 KiB.
@@ -58,6 +63,16 @@ pub struct Config {
     /// The log.
     #[serde(default)]
     pub log: LogSettings,
+}
+
+/// The table `tls`: two PEM files, read at the start and again at each SIGHUP.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// The certificate chain, the gateway's own first.
+    pub certificate: PathBuf,
+    /// The key of the first certificate.
+    pub key: PathBuf,
 }
 
 /// Where an enclave is.
@@ -215,6 +230,7 @@ impl Config {
     pub fn new(listen: SocketAddr, database: PathBuf, enclaves: Vec<EnclaveAddress>) -> Config {
         Config {
             listen,
+            tls: None,
             database,
             database_pages_max: None,
             enclaves,
@@ -301,6 +317,12 @@ impl Config {
         }
     }
 
+    /// Reads certificate and key, where there are any.
+    pub(crate) fn tls(&self) -> Result<Option<Arc<Tls>>, Error> {
+        let Some(TlsSettings { certificate, key }) = &self.tls else { return Ok(None) };
+        Ok(Some(Arc::new(Tls::load(certificate, key)?)))
+    }
+
     pub(crate) fn store_options(&self) -> keymeld_store::Options {
         keymeld_store::Options { pages_max: self.database_pages_max, read_only: false }
     }
@@ -337,7 +359,13 @@ mod tests {
     #[test]
     fn the_example_is_good() {
         let example = include_str!("../gateway.toml").replace("api_token_file", "# api_token_file");
+        // What is commented out is good too.
+        let example = example
+            .replace("# [tls]", "[tls]")
+            .replace("# certificate", "certificate")
+            .replace("# key =", "key =");
         let config = Config::from_toml(&example, []).expect("good");
+        assert!(config.tls.is_some());
         assert_eq!(config.keygen, KeygenSettings::default());
         assert_eq!(config.http, HttpSettings::default());
         assert_eq!(config.link, LinkSettings::default());

@@ -32,17 +32,17 @@ use keymeld_core::gateway::Gateway;
 use keymeld_core::id::EnclaveId;
 use keymeld_store::{OpenError, Store};
 use keymeld_transport::clock::Clock;
-use keymeld_transport::http::server::{Server, Service};
+use keymeld_transport::http::server::{Server, Service, Tls, TlsError};
 use keymeld_transport::link::address::Address;
 use keymeld_transport::link::pool::Pool;
 use keymeld_transport::process::announce;
 use keymeld_transport::process::log;
 use keymeld_transport::process::settings::SettingsError;
-use keymeld_transport::process::stop::Stops;
+use keymeld_transport::process::stop::{self, Stops};
 
 use crate::core::{Core, Inbound};
 
-pub use config::{Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings};
+pub use config::{Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings, TlsSettings};
 
 /// What the names of environment variables begin with.
 pub const ENVIRONMENT_PREFIX: &str = "KEYMELD_GATEWAY_";
@@ -64,6 +64,9 @@ pub enum Error {
     /// The file with the API token cannot be read.
     #[error("configuration: api_token_file: {0}")]
     TokenFile(#[source] io::Error),
+    /// The certificate or its key cannot be used.
+    #[error("configuration: tls: {0}")]
+    Tls(#[from] TlsError),
     /// The database cannot be opened.
     #[error("database {path}: {error}")]
     Store {
@@ -91,6 +94,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Running {
     server: Option<Server>,
+    tls: Option<Arc<Tls>>,
     address: SocketAddr,
     drain: Duration,
     inbox: Sender<Inbound>,
@@ -111,6 +115,7 @@ pub fn start(config: &Config) -> Result<Running, Error> {
 /// As [`start`].
 pub fn start_by(clock: Clock, config: &Config) -> Result<Running, Error> {
     config.check()?;
+    let tls = config.tls()?;
     let machine = Gateway::new(config.machine());
     let store_error = |error| Error::Store { path: config.database.display().to_string(), error };
     let store = Store::open(&config.database, &config.store_options()).map_err(store_error)?;
@@ -125,8 +130,8 @@ pub fn start_by(clock: Clock, config: &Config) -> Result<Running, Error> {
     let entropy = Entropy::new(Origin::Os, |out| getrandom::fill(out).map_err(|_| EntropyFailed));
     let core = Core::new(machine, store, entropy, clock, pools, events);
     let core = thread::Builder::new().name("core".to_owned()).spawn(move || core.run())?;
-    let server = Server::start(listener, config.http.limits(), service(inbox.clone()));
-    let mut running = Running { server: None, address, drain: config.drain(), inbox, core: Some(core) };
+    let server = Server::start(listener, config.http.limits(), tls.clone(), service(inbox.clone()));
+    let mut running = Running { server: None, tls, address, drain: config.drain(), inbox, core: Some(core) };
     // Where this fails, dropping `running` ends the core thread.
     let server = server?;
     running.address = server.address();
@@ -138,6 +143,11 @@ impl Running {
     /// Where it listens, with the port that was chosen.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it proves who it is with, where it speaks TLS: to have its files read again.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
     }
 
     /// Long polls that wait now, for gauges.
@@ -202,7 +212,7 @@ fn service(inbox: Sender<Inbound>) -> Service {
 }
 
 /// Runs a gateway until a signal, or the end of standard input where so configured: logs to standard error,
-/// prints its address as one JSON line, drains, and returns.
+/// reads certificate and key again at SIGHUP where it speaks TLS, prints its address as one JSON line, drains, and returns.
 ///
 /// # Errors
 /// [`Error`].
@@ -210,6 +220,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
     log::start(&config.log);
     let stops = Stops::watch(config.exit_with_stdin)?;
     let running = start(config)?;
+    if let Some(tls) = running.tls() {
+        stop::on_hangup(move || reload(&tls))?;
+    }
     let address = running.address();
     tracing::info!(%address, enclaves = config.enclaves.len(), "the gateway runs");
     announce(&address.to_string())?;
@@ -220,6 +233,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+fn reload(tls: &Tls) {
+    match tls.reload() {
+        Ok(()) => tracing::info!("certificate and key were read again"),
+        Err(error) => tracing::error!(%error, "certificate and key stay as they were"),
+    }
+}
+
 /// The whole program, after its arguments were read: `keymeld gateway` and `keymeld-gateway` alike.
 ///
 /// Settings come from the file, if one is named, and the environment. With `check` it prints `ok` and ends.
@@ -228,6 +248,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
 pub fn main(config: Option<&Path>, check: bool) -> ExitCode {
     let outcome = Config::load(config).and_then(|config| {
         if check {
+            config.tls()?;
             println!("ok");
             return Ok(());
         }
@@ -238,7 +259,9 @@ pub fn main(config: Option<&Path>, check: bool) -> ExitCode {
         Err(error) => {
             eprintln!("keymeld-gateway: {error}");
             match error {
-                Error::Settings(_) | Error::Setting { .. } | Error::TokenFile(_) => ExitCode::from(2),
+                Error::Settings(_) | Error::Setting { .. } | Error::TokenFile(_) | Error::Tls(_) => {
+                    ExitCode::from(2)
+                }
                 Error::Store { .. } | Error::Listen { .. } | Error::System(_) => ExitCode::from(1),
             }
         }

@@ -1,14 +1,21 @@
-//! The blocking HTTP client: plain HTTP/1.1 with a pool of kept connections.
+//! The blocking HTTP client: HTTP/1.1, plain or over TLS, with a pool of kept connections.
 //!
-//! It speaks no TLS: it is for a gateway on this host, or behind a tunnel or proxy that ends TLS here.
+//! Over TLS it takes a gateway's certificate that one of Mozilla's roots vouches for, which are compiled in,
+//! or else one of the [`Roots`] that it was given. Nothing of the host or its environment changes that.
 
 use std::fmt;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
 use keymeld_core::api::http::{Method, PROOF_HEADER, Response};
 use keymeld_core::limits::ANSWER_BYTES_MAX;
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use ureq::http::{Request, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 /// The most bytes that a reply's status line and headers may have.
@@ -33,7 +40,10 @@ pub enum ClientError {
     /// The reply is over [`ANSWER_BYTES_MAX`] or [`REPLY_HEAD_BYTES_MAX`].
     #[error("the reply is too large")]
     TooLarge,
-    /// The reply is not HTTP/1.1, or the request could not be written as such.
+    /// The gateway's certificate is not one to be trusted: made by somebody else, for another host, or expired.
+    #[error("the gateway's certificate is not trusted")]
+    Untrusted,
+    /// The reply is not HTTP/1.1 or TLS, or the request could not be written as such.
     #[error("the reply cannot be read")]
     Malformed,
 }
@@ -41,8 +51,8 @@ pub enum ClientError {
 /// Why a text is not a base URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BaseUrlError {
-    /// Not `http://`.
-    #[error("the URL must start with http://")]
+    /// Neither `http://` nor `https://`.
+    #[error("the URL must start with http:// or https://")]
     Scheme,
     /// No host, a bad port, user information, or characters that no authority has.
     #[error("the URL has no usable host and port")]
@@ -50,6 +60,44 @@ pub enum BaseUrlError {
     /// A path, query or fragment.
     #[error("the URL must end after host and port")]
     Path,
+}
+
+/// Certificates of authorities that are not usable as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no usable certificates of authorities in PEM")]
+pub struct RootsError;
+
+/// Who vouches for a gateway's certificate.
+#[derive(Clone)]
+pub struct Roots(RootCerts);
+
+impl Roots {
+    /// Mozilla's, as they were when this was compiled.
+    pub fn mozilla() -> Roots {
+        Roots(RootCerts::WebPki)
+    }
+
+    /// These and nobody else, for a gateway with a private authority: one certificate or more, in PEM.
+    ///
+    /// # Errors
+    /// [`RootsError`] where there is none, or one that cannot be read.
+    pub fn from_pem(pem: &[u8]) -> Result<Roots, RootsError> {
+        let mut checked = RootCertStore::empty();
+        let mut certificates = Vec::new();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|_| RootsError)?;
+            certificates.push(Certificate::from_der(&certificate).to_owned());
+            checked.add(certificate).map_err(|_| RootsError)?;
+        }
+        if certificates.is_empty() { Err(RootsError) } else { Ok(Roots(certificates.into())) }
+    }
+}
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if matches!(self.0, RootCerts::WebPki) { "mozilla" } else { "from_pem" };
+        f.debug_tuple("Roots").field(&name).finish()
+    }
 }
 
 /// A request to be sent. Its Debug shows neither the proof nor the Authorization header nor the body.
@@ -86,16 +134,28 @@ impl fmt::Debug for Outgoing<'_> {
 /// A client of one gateway. Threads share it by reference; each request uses one connection.
 pub struct Client {
     agent: Agent,
+    scheme: &'static str,
     authority: String,
 }
 
 impl Client {
-    /// For a gateway at `http://HOST`, `http://HOST:PORT` or either with a `/` at the end.
+    /// For a gateway at `http://HOST`, `https://HOST:PORT` and so on, with or without a `/` at the end. Over
+    /// TLS Mozilla's roots vouch for it.
     ///
     /// # Errors
     /// [`BaseUrlError`]; nothing is resolved or connected yet.
     pub fn new(base_url: &str) -> Result<Client, BaseUrlError> {
-        let rest = base_url.strip_prefix("http://").ok_or(BaseUrlError::Scheme)?;
+        Client::with_roots(base_url, &Roots::mozilla())
+    }
+
+    /// As [`new`](Self::new), with others to vouch for the gateway.
+    ///
+    /// # Errors
+    /// [`BaseUrlError`].
+    pub fn with_roots(base_url: &str, roots: &Roots) -> Result<Client, BaseUrlError> {
+        let (scheme, rest) = base_url.split_once("://").ok_or(BaseUrlError::Scheme)?;
+        let scheme = ["http", "https"].into_iter().find(|known| *known == scheme);
+        let scheme = scheme.ok_or(BaseUrlError::Scheme)?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#']) {
             return Err(BaseUrlError::Path);
@@ -108,7 +168,12 @@ impl Client {
         {
             return Err(BaseUrlError::Authority);
         }
+        let tls = TlsConfig::builder()
+            .root_certs(roots.0.clone())
+            .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+            .build();
         let agent = Agent::config_builder()
+            .tls_config(tls)
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -121,7 +186,7 @@ impl Client {
             .max_idle_age(Duration::from_millis(IDLE_MS))
             .build()
             .into();
-        Ok(Client { agent, authority: authority.to_owned() })
+        Ok(Client { agent, scheme, authority: authority.to_owned() })
     }
 
     /// Host and port exactly as the Host header carries them: what a proof covers.
@@ -143,7 +208,7 @@ impl Client {
         }
         let mut request = Request::builder()
             .method(outgoing.method.as_str())
-            .uri(format!("http://{}{}", self.authority, outgoing.target))
+            .uri(format!("{}://{}{}", self.scheme, self.authority, outgoing.target))
             .header(header::HOST, &self.authority);
         if let Some(proof) = outgoing.proof {
             request = request.header(PROOF_HEADER, proof);
@@ -185,13 +250,7 @@ fn read(mut reply: ureq::http::Response<Body>) -> Result<Response, ClientError> 
     let mut body = Vec::new();
     // One byte over the limit tells a body of exactly the limit from a larger one.
     let mut bounded = reply.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64 + 1);
-    bounded.read_to_end(&mut body).map_err(|error| {
-        let kind = error.kind();
-        match error.downcast::<ureq::Error>() {
-            Ok(inner) => classify(&inner),
-            Err(_) => classify_kind(kind),
-        }
-    })?;
+    bounded.read_to_end(&mut body).map_err(|error| classify_io(&error))?;
     if body.len() > ANSWER_BYTES_MAX {
         return Err(ClientError::TooLarge);
     }
@@ -208,7 +267,8 @@ fn essence(value: &header::HeaderValue) -> &[u8] {
 fn classify(error: &ureq::Error) -> ClientError {
     match error {
         ureq::Error::Timeout(_) => ClientError::TimedOut,
-        ureq::Error::Io(error) => classify_kind(error.kind()),
+        ureq::Error::Io(error) => classify_io(error),
+        ureq::Error::Rustls(error) => classify_tls(error),
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ClientError::Unreachable,
         ureq::Error::LargeResponseHeader(_, _) | ureq::Error::BodyExceedsLimit(_) => ClientError::TooLarge,
         // The rest is what the protocol or a feature that is off forbids; the enum is not ours.
@@ -216,8 +276,17 @@ fn classify(error: &ureq::Error) -> ClientError {
     }
 }
 
-fn classify_kind(kind: ErrorKind) -> ClientError {
-    match kind {
+/// An error of ureq or of TLS may be inside.
+fn classify_io(error: &io::Error) -> ClientError {
+    if let Some(inner) = error.get_ref() {
+        if let Some(error) = inner.downcast_ref() {
+            return classify(error);
+        }
+        if let Some(error) = inner.downcast_ref() {
+            return classify_tls(error);
+        }
+    }
+    match error.kind() {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => ClientError::TimedOut,
         ErrorKind::InvalidData | ErrorKind::InvalidInput => ClientError::Malformed,
         // Whatever else a socket says: the enum is not ours.
@@ -225,9 +294,20 @@ fn classify_kind(kind: ErrorKind) -> ClientError {
     }
 }
 
+fn classify_tls(error: &rustls::Error) -> ClientError {
+    match error {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+            ClientError::Untrusted
+        }
+        // The enum is not ours.
+        _ => ClientError::Malformed,
+    }
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("authority", &self.authority).finish_non_exhaustive()
+        let Client { agent: _, scheme, authority } = self;
+        f.debug_struct("Client").field("scheme", scheme).field("authority", authority).finish_non_exhaustive()
     }
 }
 
@@ -262,6 +342,8 @@ mod tests {
             ("http://gateway/", "gateway"),
             ("http://[::1]:80", "[::1]:80"),
             ("http://[::1]", "[::1]"),
+            ("https://gateway", "gateway"),
+            ("https://gateway:443/", "gateway:443"),
         ] {
             assert_eq!(
                 Client::new(url).map(|client| client.authority().to_owned()),
@@ -269,7 +351,11 @@ mod tests {
             );
         }
         for (url, error) in [
-            ("https://gateway", BaseUrlError::Scheme),
+            ("ftp://gateway", BaseUrlError::Scheme),
+            ("HTTPS://gateway", BaseUrlError::Scheme),
+            ("https:gateway", BaseUrlError::Scheme),
+            ("https://a@gateway", BaseUrlError::Authority),
+            ("https://gateway/api", BaseUrlError::Path),
             ("gateway:80", BaseUrlError::Scheme),
             ("http://", BaseUrlError::Authority),
             ("http://:80", BaseUrlError::Authority),

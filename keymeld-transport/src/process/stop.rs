@@ -1,11 +1,11 @@
-//! Reasons to stop: a signal, or a parent that is gone.
+//! Signals and the like: reasons to stop, among them a parent that is gone, and to read files again.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Why a program is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,21 @@ impl Stops {
     pub fn wait(&self) -> StopReason {
         self.reasons.recv().expect("a sender is held beside the receiver")
     }
+}
+
+/// Takes SIGHUP over: a thread calls `then` after each, once where several came meanwhile.
+///
+/// # Errors
+/// What the operating system says.
+pub fn on_hangup(mut then: impl FnMut() + Send + 'static) -> io::Result<()> {
+    let (mut signalled, raised) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGHUP, raised)?;
+    let run = move || {
+        while matches!(signalled.read(&mut [0; 64]), Ok(1..)) {
+            then();
+        }
+    };
+    thread::Builder::new().name("hangup".to_owned()).spawn(run).map(drop)
 }
 
 fn spawn(

@@ -19,7 +19,7 @@ use keymeld_transport::http::client::{Client as Http, Outgoing};
 use serde::{Deserialize, Serialize};
 
 use super::seat::now_unix_ms;
-use super::{End, Failure, Report, Timeout};
+use super::{End, Failure, Report, Timeout, Vouchers};
 use crate::home::Home;
 use crate::{given, os_entropy, shown};
 
@@ -46,6 +46,8 @@ pub struct Enclaves {
     /// The state directory, of mode 0700.
     #[arg(long, value_name = "DIR", env = "KEYMELD_HOME")]
     home: Option<PathBuf>,
+    #[command(flatten)]
+    vouchers: Vouchers,
     #[command(flatten)]
     timeout: Timeout,
     /// Print one JSON object.
@@ -86,7 +88,7 @@ struct AttestedReport {
 /// [`Failure`].
 pub fn enclaves(options: &Enclaves) -> Result<Report, Failure> {
     let policy = given::policy(&options.policy)?;
-    let http = Http::new(&options.gateway)?;
+    let http = options.vouchers.client(&options.gateway)?;
     let home = options.home.as_deref().map(Home::open_or_make).transpose()?;
     let births = home.as_ref().map(Home::births).transpose()?.unwrap_or_default();
     let shown = list(&http, options)?;

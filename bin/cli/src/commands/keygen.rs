@@ -12,7 +12,6 @@ use keymeld_core::client::{Client, Invitee, Job, Plan};
 use keymeld_core::id::{EnclaveId, KeygenId, UserId};
 use keymeld_core::limits::{INVITE_BYTES_MAX, ITEMS_MAX};
 use keymeld_core::time::Time;
-use keymeld_transport::http::client::Client as Http;
 use serde::{Deserialize, Serialize};
 
 use super::seat::{Asked, Seat, now_unix_ms};
@@ -298,7 +297,7 @@ impl Reserve {
             let folder = home.keygen(Some(id))?;
             return Ok((self.member.resume_in(home, folder, key, token)?, true));
         }
-        let http = Http::new(&self.gateway)?;
+        let http = self.member.vouchers.client(&self.gateway)?;
         let config = self.member.config(&home, &http, token)?;
         let unix_ms = now_unix_ms();
         let plan = self.plan(&asked, unix_ms)?;
@@ -470,7 +469,7 @@ impl Join {
                 Ok((seat, true))
             };
         }
-        let http = Http::new(&invite.gateway_url)?;
+        let http = self.member.vouchers.client(&invite.gateway_url)?;
         let config = self.member.config(&home, &http, None)?;
         let url = invite.gateway_url.clone();
         let client = Client::join(config, key, invite, asked.rules(now_unix_ms()))?;

@@ -17,14 +17,14 @@ use keymeld_core::attestation::AttestationError;
 use keymeld_core::client::Fault;
 use keymeld_core::id::{EnclaveId, KeygenId, SigningId, UserId};
 use keymeld_core::refusal::{Code, Refusal};
-use keymeld_transport::http::client::{BaseUrlError, ClientError};
+use keymeld_transport::http::client::{BaseUrlError, ClientError, RootsError};
 use serde::Serialize;
 
 use crate::given::GivenError;
 use crate::home::HomeError;
 use crate::shown;
 
-pub use seat::{Member, Timeout};
+pub use seat::{Member, Timeout, Vouchers};
 
 /// What the exit codes mean, for `--help`.
 pub const EXIT_CODES: &str = "\
@@ -49,6 +49,9 @@ pub enum Failure {
     /// The gateway's address.
     #[error("the gateway's URL: {0}")]
     Url(#[from] BaseUrlError),
+    /// The file of those who vouch for the gateway.
+    #[error("{0}: {1}")]
+    Roots(PathBuf, #[source] RootsError),
     /// The gateway cannot be asked.
     #[error(transparent)]
     Http(#[from] ClientError),
@@ -183,7 +186,7 @@ impl Failure {
     pub fn end(&self) -> End {
         match self {
             Failure::Home(HomeError::Busy(_)) | Failure::NotCompleted => End::NotYet,
-            Failure::Given(_) | Failure::Home(_) | Failure::Url(_) => End::Usage,
+            Failure::Given(_) | Failure::Home(_) | Failure::Url(_) | Failure::Roots(..) => End::Usage,
             Failure::Contradiction(
                 Contradiction::Uncertain(_)
                 | Contradiction::OtherDigest(_)
@@ -192,6 +195,7 @@ impl Failure {
             ) => End::Failed,
             Failure::Contradiction(_) => End::Usage,
             Failure::Http(ClientError::Unreachable | ClientError::TimedOut) => End::NotYet,
+            Failure::Http(ClientError::Untrusted) => End::Unverified,
             Failure::Signing(_, failure) => failure.end(),
             Failure::Job(fault) => match fault {
                 Fault::TimedOut => End::NotYet,
@@ -225,6 +229,8 @@ impl Failure {
             Failure::NotCompleted => "not-completed",
             Failure::Home(_) => "bad-state-directory",
             Failure::Url(_) => "bad-url",
+            Failure::Roots(..) => "bad-ca",
+            Failure::Http(ClientError::Untrusted) => "untrusted-gateway",
             Failure::Http(_) => "gateway-away",
             Failure::Signing(_, failure) => failure.word(),
             Failure::Job(fault) => match fault {

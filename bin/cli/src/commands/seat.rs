@@ -11,7 +11,7 @@ use keymeld_core::refusal::Code;
 use keymeld_core::secret::{ApiToken, Secret};
 use keymeld_transport::client::BlockingClient;
 use keymeld_transport::clock::Clock;
-use keymeld_transport::http::client::{Client as Http, ClientError};
+use keymeld_transport::http::client::{Client as Http, ClientError, Roots};
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
@@ -35,12 +35,37 @@ pub struct Member {
     /// Which keygen, where the directory holds several.
     #[arg(long, value_name = "ID")]
     pub keygen: Option<KeygenId>,
+    /// Who vouches for the gateway.
+    #[command(flatten)]
+    pub vouchers: Vouchers,
     /// How long to try.
     #[command(flatten)]
     pub timeout: Timeout,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Who vouches for a gateway at an https address.
+#[derive(Args, Clone, Debug)]
+pub struct Vouchers {
+    /// Certificates (PEM) that vouch for an https gateway, instead of Mozilla's.
+    #[arg(long, value_name = "FILE", env = "KEYMELD_CA")]
+    ca: Option<PathBuf>,
+}
+
+impl Vouchers {
+    /// The client of a gateway.
+    pub(super) fn client(&self, url: &str) -> Result<Http, Failure> {
+        let roots = match &self.ca {
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(|error| Failure::File(path.clone(), error))?;
+                Roots::from_pem(&pem).map_err(|error| Failure::Roots(path.clone(), error))?
+            }
+            None => Roots::mozilla(),
+        };
+        Ok(Http::with_roots(url, &roots)?)
+    }
 }
 
 /// How long a command tries.
@@ -107,7 +132,7 @@ impl Member {
         token: Option<ApiToken>,
     ) -> Result<Seat, Failure> {
         let (url, _): (String, Asked) = folder.session()?;
-        let http = Http::new(&url)?;
+        let http = self.vouchers.client(&url)?;
         let config = self.config(&home, &http, token)?;
         let (path, bytes) = folder.membership()?;
         let client = Client::resume(config, key, &bytes);

@@ -1,7 +1,7 @@
 //! A connection's bytes: requests in, responses out, each within its time.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use keymeld_core::api::http::{Request, Response};
 use super::head;
 use super::limits::ServerLimits;
 use super::refusal::Refusal;
+use super::stream::{Stream, TLS_HANDSHAKE};
+use super::tls::Tls;
 
 const READ_BYTES: usize = 8 * 1024;
 /// How much of what a refused peer goes on to send is read and thrown away.
@@ -26,9 +28,11 @@ pub(super) enum Stop {
 
 /// A stream and what was read of it beyond the request before.
 pub(super) struct Connection {
-    pub(super) stream: Arc<TcpStream>,
+    pub(super) stream: Stream,
     pub(super) peer: IpAddr,
     buffer: Vec<u8>,
+    /// Until when the first request has to be here, where a handshake came before it.
+    first_by: Option<Instant>,
     /// Whether the connection ends after the next response.
     pub(super) close: bool,
 }
@@ -40,7 +44,31 @@ impl Connection {
         // An answer is one write; waiting for more of it would only delay it.
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?.ip();
-        Ok(Connection { stream, peer, buffer: Vec::new(), close: false })
+        let stream = Stream::new(stream);
+        Ok(Connection { stream, peer, buffer: Vec::new(), first_by: None, close: false })
+    }
+
+    /// Waits for the first byte of a handshake.
+    ///
+    /// [`Stop::Refused`] is to be said in the clear: the peer does not speak TLS.
+    pub(super) fn await_handshake(&mut self, limits: &ServerLimits) -> Result<(), Stop> {
+        match self.stream.first_byte(after_ms(limits.idle_ms)) {
+            Ok(TLS_HANDSHAKE) => Ok(()),
+            Ok(_) => Err(Stop::Refused(Refusal::TlsRequired)),
+            Err(_) => Err(Stop::Gone),
+        }
+    }
+
+    /// Shakes hands. It takes its time from that of the first request.
+    pub(super) fn shake_hands(&mut self, tls: &Tls, limits: &ServerLimits) -> Result<(), Stop> {
+        let deadline = after_ms(limits.request_time_ms);
+        if self.stream.handshake(tls.current(), deadline).is_err() {
+            // So that the peer learns why: an alert waits to be sent.
+            self.linger(limits);
+            return Err(Stop::Gone);
+        }
+        self.first_by = Some(deadline);
+        Ok(())
     }
 
     /// Waits for the first byte of a request.
@@ -50,15 +78,15 @@ impl Connection {
         }
         // Between two requests a connection owns no buffer.
         self.buffer = Vec::new();
-        match self.fill(Instant::now() + Duration::from_millis(limits.idle_ms)) {
+        match self.fill(self.first_by.unwrap_or_else(|| after_ms(limits.idle_ms))) {
             Ok(0) | Err(_) => Err(Stop::Gone),
             Ok(_) => Ok(()),
         }
     }
 
-    /// Reads one request, all of it by a deadline that starts now.
+    /// Reads one request, all of it by a deadline that starts now or has started with the handshake.
     pub(super) fn read_request(&mut self, limits: &ServerLimits) -> Result<Request, Stop> {
-        let deadline = Instant::now() + Duration::from_millis(limits.request_time_ms);
+        let deadline = self.first_by.take().unwrap_or_else(|| after_ms(limits.request_time_ms));
         let mut seen = 0;
         let end = loop {
             if let Some(end) = head::end(&self.buffer, seen, limits).map_err(Stop::Refused)? {
@@ -71,7 +99,7 @@ impl Connection {
         self.close = head.close;
         let whole = end + head.content_length;
         if head.expects_continue && self.buffer.len() < whole {
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n", deadline).map_err(|_| Stop::Gone)?;
+            self.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n", deadline).map_err(|_| Stop::Gone)?;
         }
         // The buffer grows with what arrives, never with what was announced.
         while self.buffer.len() < whole {
@@ -101,19 +129,19 @@ impl Connection {
         limits: &ServerLimits,
     ) -> io::Result<()> {
         let bytes = response_bytes(response, close);
-        self.write(&bytes, Instant::now() + Duration::from_millis(limits.write_time_ms))
+        self.stream.write(&bytes, after_ms(limits.write_time_ms))
     }
 
     /// Ends the connection so that its last response arrives: closing with unread bytes would reset it.
     pub(super) fn linger(&mut self, limits: &ServerLimits) {
-        if self.stream.shutdown(Shutdown::Write).is_err() {
+        let deadline = after_ms(limits.linger_ms);
+        if self.stream.finish(deadline).is_err() {
             return;
         }
-        let deadline = Instant::now() + Duration::from_millis(limits.linger_ms);
+        let mut piece = [0; READ_BYTES];
         let mut thrown = 0;
         while thrown < LINGER_BYTES_MAX {
-            self.buffer.clear();
-            match self.fill(deadline) {
+            match self.stream.discard(&mut piece, deadline) {
                 Ok(0) | Err(_) => return,
                 Ok(count) => thrown += count,
             }
@@ -132,37 +160,14 @@ impl Connection {
     /// Appends what the socket has, at least a byte unless the peer closed.
     fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
         let mut piece = [0; READ_BYTES];
-        loop {
-            self.stream.set_read_timeout(Some(left_until(deadline)?))?;
-            match (&*self.stream).read(&mut piece) {
-                Ok(count) => {
-                    self.buffer.extend_from_slice(&piece[..count]);
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn write(&mut self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.stream.set_write_timeout(Some(left_until(deadline)?))?;
-            match (&*self.stream).write(bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => bytes = &bytes[count..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        let count = self.stream.read(&mut piece, deadline)?;
+        self.buffer.extend_from_slice(&piece[..count]);
+        Ok(count)
     }
 }
 
-fn left_until(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    // A socket takes a time-out of zero for none at all.
-    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+fn after_ms(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
 }
 
 fn is_timeout(error: &io::Error) -> bool {

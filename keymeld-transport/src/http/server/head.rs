@@ -54,8 +54,9 @@ impl fmt::Debug for Head {
 /// `from` says how many bytes an earlier call has already seen.
 ///
 /// # Errors
-/// [`Refusal::AmbiguousFraming`] at the first LF without a CR or CR without an LF, without waiting for the
-/// end; [`Refusal::HeadTooLarge`].
+/// [`Refusal::AmbiguousFraming`] at the first LF without a CR or CR without an LF, and
+/// [`Refusal::MalformedRequest`] at a first byte that begins no method, as that of TLS, both without waiting
+/// for the end; [`Refusal::HeadTooLarge`].
 pub fn end(buffer: &[u8], from: usize, limits: &ServerLimits) -> Result<Option<usize>, Refusal> {
     // One byte back: a CR that was the last byte then has its successor now.
     for at in from.saturating_sub(1)..buffer.len() {
@@ -67,6 +68,9 @@ pub fn end(buffer: &[u8], from: usize, limits: &ServerLimits) -> Result<Option<u
                 return Err(Refusal::AmbiguousFraming);
             }
             b'\n' if at == 0 || buffer[at - 1] != b'\r' => return Err(Refusal::AmbiguousFraming),
+            byte if at == 0 && byte != b'\r' && !byte.is_ascii_graphic() => {
+                return Err(Refusal::MalformedRequest);
+            }
             b'\n' if at >= 3 && buffer[at - 2] == b'\n' => return Ok(Some(at + 1)),
             _ => {}
         }

@@ -3,7 +3,7 @@
 //! One small-stack thread per connection reads requests and hands each to the service with a
 //! [`Responder`], which any thread may use to answer. A long poll is parked with [`Responder::park`]: its
 //! thread ends and its stream waits in a bounded table; the answer starts a thread that writes it and goes
-//! on reading. TLS is the work of a proxy in front.
+//! on reading. TLS is its own work ([`Tls`], with rustls) or that of a proxy in front.
 //!
 //! **Invariant:** no peer can make it allocate more than it has sent, hold a thread beyond a limit of
 //! [`ServerLimits`], or end the accepting thread.
@@ -13,7 +13,9 @@ mod exchange;
 pub mod head;
 mod limits;
 mod refusal;
+mod stream;
 mod table;
+mod tls;
 
 use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -32,6 +34,7 @@ use table::{ParkedPlace, Phase, Seat, Table};
 pub use exchange::Responder;
 pub use limits::ServerLimits;
 pub use refusal::Refusal;
+pub use tls::{PEM_BYTES_MAX, Tls, TlsError};
 
 /// What answers requests. Runs on the connection's thread, whose stack is [`STACK_BYTES`]: it parses,
 /// enqueues and returns.
@@ -55,6 +58,8 @@ pub struct Server {
 
 pub(crate) struct Shared {
     limits: ServerLimits,
+    /// Where it speaks TLS, and nothing else.
+    tls: Option<Arc<Tls>>,
     service: Service,
     table: Arc<Table>,
     resumed: Sender<Resumed>,
@@ -67,17 +72,22 @@ enum Resumed {
 }
 
 impl Server {
-    /// Serves a bound listener until [`shutdown`](Self::shutdown).
+    /// Serves a bound listener until [`shutdown`](Self::shutdown), over TLS where there is a certificate.
     ///
     /// # Errors
     /// What the operating system says to a second descriptor or a first thread.
-    pub fn start(listener: TcpListener, limits: ServerLimits, service: Service) -> io::Result<Server> {
+    pub fn start(
+        listener: TcpListener,
+        limits: ServerLimits,
+        tls: Option<Arc<Tls>>,
+        service: Service,
+    ) -> io::Result<Server> {
         let address = listener.local_addr()?;
         // The inherited flag would make accepting a busy loop.
         listener.set_nonblocking(false)?;
         let waker = TcpStream::from(OwnedFd::from(listener.try_clone()?));
         let (resumed, parked) = mpsc::channel();
-        let shared = Arc::new(Shared { limits, service, table: Arc::default(), resumed });
+        let shared = Arc::new(Shared { limits, tls, service, table: Arc::default(), resumed });
         let resume = {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("http-resume".into()).spawn(move || resume(&shared, &parked))?
@@ -194,6 +204,9 @@ fn refuse_one(listener: &TcpListener) {
 
 fn admit(shared: &Arc<Shared>, stream: Arc<TcpStream>) {
     let Some(seat) = shared.table.admit(&stream, shared.limits.connections_max) else {
+        if shared.tls.is_some() {
+            return;
+        }
         // As much as goes out at once: the accepting thread waits for nobody.
         let busy = connection::response_bytes(&Refusal::TooManyConnections.response(), true);
         if stream.set_nonblocking(true).is_ok() {
@@ -211,7 +224,7 @@ fn resume(shared: &Arc<Shared>, parked: &Receiver<Resumed>) {
         match resumed {
             Resumed::Connection(connection, answer, place) => {
                 let max = shared.limits.connections_max;
-                let (seat, over) = shared.table.admit_answered(&connection.stream, max);
+                let (seat, over) = shared.table.admit_answered(&connection.stream.socket, max);
                 let answer = Answer { close: answer.close || over, ..answer };
                 // Not before it has a seat, because the listener's end waits for both; not after the answer,
                 // because its peer may park again at once.
@@ -235,6 +248,13 @@ fn spawn(shared: &Arc<Shared>, seat: Seat, connection: Box<Connection>, answer: 
 /// A connection's thread: requests in their order until one side closes or a request is parked.
 fn converse(shared: &Arc<Shared>, seat: &Seat, mut connection: Box<Connection>, answer: Option<Answer>) {
     let mut answer = answer;
+    if let (Some(tls), None) = (&shared.tls, &answer) {
+        match begin_tls(shared, seat, &mut connection, tls) {
+            Ok(()) => {}
+            Err(Stop::Gone) => return,
+            Err(Stop::Refused(refusal)) => answer = Some(refusal.into()),
+        }
+    }
     loop {
         if let Some(answer) = answer {
             let close = answer.close || connection.close || shared.table.is_closing();
@@ -276,4 +296,13 @@ fn converse(shared: &Arc<Shared>, seat: &Seat, mut connection: Box<Connection>, 
             Outcome::Parked | Outcome::Abandoned => return,
         }
     }
+}
+
+/// Secures a new connection.
+fn begin_tls(shared: &Shared, seat: &Seat, connection: &mut Connection, tls: &Tls) -> Result<(), Stop> {
+    connection.await_handshake(&shared.limits)?;
+    if !seat.enter(Phase::Reading) {
+        return Err(Stop::Gone);
+    }
+    connection.shake_hands(tls, &shared.limits)
 }

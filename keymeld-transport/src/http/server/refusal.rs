@@ -21,6 +21,8 @@ pub enum Refusal {
     BadTarget,
     /// A GET with a body.
     UnexpectedBody,
+    /// Not TLS, where the listener speaks nothing else. Said in the clear.
+    TlsRequired,
     /// A method that the API does not know.
     MethodNotAllowed,
     /// The request did not arrive in time.
@@ -51,13 +53,14 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, in the order of their declaration.
-    pub const ALL: [Refusal; 19] = [
+    pub const ALL: [Refusal; 20] = [
         Refusal::MalformedRequest,
         Refusal::AmbiguousFraming,
         Refusal::BadHost,
         Refusal::BadHeader,
         Refusal::BadTarget,
         Refusal::UnexpectedBody,
+        Refusal::TlsRequired,
         Refusal::MethodNotAllowed,
         Refusal::RequestTimedOut,
         Refusal::LengthRequired,
@@ -95,6 +98,9 @@ impl Refusal {
                 "The target is not an absolute path in visible ASCII. Escape what is not.",
             ),
             Refusal::UnexpectedBody => (400, "unexpected-body", "A GET with a body. Send none."),
+            Refusal::TlsRequired => {
+                (400, "tls-required", "This is plain HTTP to a port with TLS. Use https.")
+            }
             Refusal::MethodNotAllowed => of(Code::MethodNotAllowed),
             Refusal::RequestTimedOut => {
                 (408, "request-timed-out", "The request did not arrive in time. Send it again, faster.")

@@ -151,7 +151,8 @@ impl Table {
         inner.active.retain(|_, active| {
             let busy = active.phase != Phase::Idle;
             if !busy {
-                let _ = active.stream.shutdown(Shutdown::Both);
+                // Wakes its thread, which closes it and, under TLS, says so.
+                let _ = active.stream.shutdown(Shutdown::Read);
             }
             busy
         });
