@@ -53,9 +53,15 @@ fn what_the_listener_refuses_is_a_problem_with_a_code_and_changes_nothing() {
     rig_answers(&rig);
 
     // These take a service that does not answer, or more connections than this test opens: they are shown in
-    // keymeld-transport/tests/http_server.rs. too-many is shown beside the API's own.
-    let elsewhere =
-        [Refusal::Unanswered, Refusal::AnswerTimedOut, Refusal::TooManyConnections, Refusal::TooManyParked];
+    // keymeld-transport/tests/http_server.rs, and the one of TLS in http_tls.rs. too-many is shown beside the
+    // API's own.
+    let elsewhere = [
+        Refusal::Unanswered,
+        Refusal::AnswerTimedOut,
+        Refusal::TooManyConnections,
+        Refusal::TooManyParked,
+        Refusal::TlsRequired,
+    ];
     for refusal in Refusal::ALL {
         assert!(shown.contains(refusal.code()) != elsewhere.contains(&refusal), "{refusal:?}");
     }
