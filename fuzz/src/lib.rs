@@ -1,5 +1,6 @@
 //! Simulator, oracles and fuzz targets of KeyMeld.
 
 pub mod corpus;
+pub mod model;
 pub mod stage;
 pub mod targets;

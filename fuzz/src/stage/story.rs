@@ -106,25 +106,7 @@ impl Story {
     /// Where anything in it goes wrong, which is a bug.
     pub fn play(seed: u64) -> Story {
         let mut stage = Stage::new(ENCLAVES, seed);
-        let config = client_config(&stage.root);
-        let (time, entropy) = (stage.time, &mut stage.entropy);
-        let coordinator = Client::coordinate(config.clone(), signing_key(0), plan(), time, entropy);
-        let coordinator = stage.seat(coordinator.expect("a sound plan"));
-        done(&mut stage, coordinator, Job::Reserve);
-        done(&mut stage, coordinator, Job::Init);
-        let copy = |invite: &Invite| Invite::decode(&invite.encode().expect("small")).expect("decodes");
-        let invites: Vec<Invite> = stage.seats[coordinator].machine.invites().iter().map(copy).collect();
-        for (index, invite) in invites.iter().enumerate() {
-            let place = index + 1;
-            let client = Client::join(config.clone(), signing_key(place), copy(invite), rules(place));
-            stage.seat(client.expect("a sound key"));
-        }
-        for place in 0..PARTICIPANTS {
-            done(&mut stage, place, Job::Join);
-        }
-        for place in 0..PARTICIPANTS {
-            done(&mut stage, place, Job::AwaitKey);
-        }
+        let invites = keygen(&mut stage);
         let asked_before_signing = stage.journal.asked.len();
         let mut reviews = Vec::new();
         completed(&mut stage, &mut reviews);
@@ -208,6 +190,33 @@ impl Story {
             Keep::Request(_) => None,
         })
     }
+}
+
+/// Seats three participants, and has them register and verify the key. The answer is the invites.
+///
+/// # Panics
+/// Where anything goes wrong, which is a bug.
+pub fn keygen(stage: &mut Stage) -> Vec<Invite> {
+    let config = client_config(&stage.root);
+    let (time, entropy) = (stage.time, &mut stage.entropy);
+    let coordinator = Client::coordinate(config.clone(), signing_key(0), plan(), time, entropy);
+    let coordinator = stage.seat(coordinator.expect("a sound plan"));
+    done(stage, coordinator, Job::Reserve);
+    done(stage, coordinator, Job::Init);
+    let copy = |invite: &Invite| Invite::decode(&invite.encode().expect("small")).expect("decodes");
+    let invites: Vec<Invite> = stage.seats[coordinator].machine.invites().iter().map(copy).collect();
+    for (index, invite) in invites.iter().enumerate() {
+        let place = index + 1;
+        let client = Client::join(config.clone(), signing_key(place), copy(invite), rules(place));
+        stage.seat(client.expect("a sound key"));
+    }
+    for place in 0..PARTICIPANTS {
+        done(stage, place, Job::Join);
+    }
+    for place in 0..PARTICIPANTS {
+        done(stage, place, Job::AwaitKey);
+    }
+    invites
 }
 
 fn find<T>(stage: &Stage, pick: impl Fn(&Call) -> Option<T>) -> Vec<T> {
