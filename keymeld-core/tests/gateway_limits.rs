@@ -248,7 +248,7 @@ fn requests_that_wait_for_one_session_are_bounded_and_others_go_on() {
     }
 }
 
-// A stranger needs only the id. Were the enclaves' answers turned away with the requests, the session would wait
+// A participant may do so at any time. Were the enclaves' answers turned away with the requests, the session would wait
 // until it expires.
 #[test]
 fn a_flood_of_requests_does_not_cost_a_session_its_enclaves_answers() {
@@ -265,9 +265,8 @@ fn a_flood_of_requests_does_not_cost_a_session_its_enclaves_answers() {
     world.ask(approve);
     let write = world.open_write();
     assert!(write.is_some());
-    let stranger = Party::new(9, 2).session.public();
     for _ in 0..QUEUE_MAX {
-        let caller = world.caller(stranger);
+        let caller = world.caller(party.session.public());
         world.ask(Call::SigningStatus { caller, signing_id: signing_id(1), wait: no_wait() });
     }
     world.run_until_writes();

@@ -141,6 +141,23 @@ pub struct Wait {
 }
 
 impl Call {
+    /// Who proved that it asks, where that is of interest.
+    pub fn caller(&self) -> Option<&Caller> {
+        match self {
+            Call::Reserve { caller, .. }
+            | Call::Init { caller, .. }
+            | Call::Slots { caller, .. }
+            | Call::Register { caller, .. }
+            | Call::KeygenStatus { caller, .. }
+            | Call::Sign { caller, .. }
+            | Call::Intent { caller, .. }
+            | Call::Approve { caller, .. }
+            | Call::Withdraw { caller, .. }
+            | Call::SigningStatus { caller, .. } => Some(caller),
+            Call::Enclaves | Call::Attestation { .. } | Call::Version | Call::Health => None,
+        }
+    }
+
     /// Whether the answer may take long.
     pub fn is_long_poll(&self) -> bool {
         match self {

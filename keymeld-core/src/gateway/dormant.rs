@@ -37,6 +37,7 @@ impl Gateway {
         self.waiting.remove(&key);
         let entry = self.entries.remove(&key)?;
         self.by_use.remove(&(entry.used, key));
+        self.memory.remove(&entry.weight);
         Some(entry)
     }
 

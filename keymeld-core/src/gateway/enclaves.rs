@@ -132,11 +132,12 @@ impl Gateway {
         match rows {
             Some(rows) => {
                 member.rows = Some(rows);
+                self.corrupt.remove(&enclave_key(enclave_id));
                 self.greet(now, enclave_id);
             }
             // A row that cannot be read must not be taken for none: that would make a new identity.
             None => {
-                self.commands.push_back(Command::Report(Report::RecordCorrupt(enclave_key(enclave_id))));
+                self.report_corrupt(enclave_key(enclave_id));
                 self.greet_later(now, enclave_id);
             }
         }

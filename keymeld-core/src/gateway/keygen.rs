@@ -95,8 +95,18 @@ impl Keygen {
         collecting && self.checking.is_empty()
     }
 
+    /// Whether it costs nobody but its coordinator anything where it ends now.
+    pub(super) fn is_unregistered(&self) -> bool {
+        self.waits_for_requests() && self.registrations().next().is_none()
+    }
+
     /// About how much memory it takes.
     pub(super) fn bytes(&self) -> usize {
+        let head = self.rows.head.slots.len() * 256;
+        let subsets = self.rows.init.iter().flat_map(|init| &init.subsets);
+        let subsets: usize = subsets.map(|hint| 64 + 16 * hint.members.len()).sum();
+        let checking = self.checking.values();
+        let checking: usize = checking.map(|own| 512 + own.record.0.len() + own.envelope.0.len()).sum();
         let manifest = self.rows.init.as_ref().map_or(0, |init| init.manifest.0.len());
         let registration =
             |(_, own): (usize, &RegisterRequest)| 512 + own.record.0.len() + own.envelope.0.len();
@@ -107,7 +117,7 @@ impl Keygen {
             }
             Some(KeygenEnd::Failed(_)) | None => 0,
         };
-        1_024 + manifest + registrations + certificates
+        1_024 + head + subsets + manifest + registrations + checking + certificates
     }
 
     pub(super) fn deadline_unix_ms(&self) -> u64 {
@@ -292,10 +302,13 @@ impl Gateway {
             Work::Expire if !keygen.is_ended() => {
                 Arc::make_mut(&mut keygen).fail(id, Code::Expired.into(), step);
             }
+            Work::GiveWay if keygen.is_unregistered() => {
+                Arc::make_mut(&mut keygen).fail(id, Code::TooMany.into(), step);
+            }
             Work::Answered(purpose, reply) => {
                 self.keygen_answered(id, Arc::make_mut(&mut keygen), purpose, reply, step);
             }
-            Work::Expire | Work::Resume | Work::AnswerPolls | Work::Accept(..) => {}
+            Work::Expire | Work::GiveWay | Work::Resume | Work::AnswerPolls | Work::Accept(..) => {}
         }
         Session::Keygen(keygen)
     }
@@ -317,7 +330,7 @@ impl Gateway {
             Work::Answered(Purpose::CheckRegistration { request, .. }, _) => {
                 step.refuse(request, Code::UnknownId);
             }
-            Work::Answered(..) | Work::Resume | Work::Expire | Work::AnswerPolls => {}
+            Work::Answered(..) | Work::Resume | Work::Expire | Work::GiveWay | Work::AnswerPolls => {}
         }
         Session::Absent
     }

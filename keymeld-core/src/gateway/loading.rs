@@ -8,7 +8,7 @@ use super::keygen::Keygen;
 use super::session::{Entry, Session, SessionKey, Work};
 use super::signing::Signing;
 use super::timers::Timer;
-use super::{Command, Gateway, RESUME_PAGE, RETRY_MS_MAX, Report, record};
+use super::{Command, Gateway, RESUME_PAGE, RETRY_MS_MAX, record};
 use crate::id::{EnclaveId, SigningId};
 use crate::record::{Family, LoadError, Query, Row};
 use crate::refusal::Code;
@@ -82,7 +82,7 @@ impl Gateway {
                 if let Some(entry) = self.entries.get_mut(&key) {
                     entry.open = false;
                 }
-                self.commands.push_back(Command::Report(Report::RecordCorrupt(key.record())));
+                self.report_corrupt(key.record());
                 self.forget(now, key, Code::Internal);
             }
         }
@@ -109,6 +109,7 @@ impl Gateway {
             Some(keygen) => {
                 entry.session = Session::Signing(Box::new(Signing::read(rows, keygen)));
                 entry.queue.push_front(Work::Resume);
+                self.weigh(key);
                 self.drain(key);
             }
             None => self.forget(now, key, Code::StorageFailed),
@@ -122,6 +123,8 @@ impl Gateway {
         if let Session::Keygen(_) = entry.session {
             entry.queue.push_front(Work::Resume);
         }
+        self.corrupt.remove(&key.record());
+        self.weigh(key);
         self.drain(key);
         self.settle(now, key);
     }

@@ -42,6 +42,7 @@ mod dormant;
 mod enclaves;
 mod keygen;
 mod loading;
+mod memory;
 mod polls;
 mod proofs;
 mod queue;
@@ -69,6 +70,7 @@ use crate::secret::ApiToken;
 use crate::time::{Deadline, DeadlineReason, Time};
 use enclaves::Member;
 use keygen::Keygen;
+use memory::{Memory, Unregistered};
 use proofs::ProofCache;
 use session::{Entry, Purpose, SessionKey, Work};
 use timers::{Timer, TimerKind};
@@ -78,6 +80,12 @@ pub use proofs::{PROOFS_MAX, PROOFS_PER_KEY_MAX};
 
 /// Sessions in memory at a time; further ones take the place of those that wait for nothing but requests.
 pub const SESSIONS_MAX: usize = 100_000;
+/// Bytes that sessions in memory weigh together; more make others sleep, or wait to be let in.
+pub const SESSIONS_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// Keygens in which nobody has registered: anybody may have reserved them. The oldest gives way to one more.
+pub const UNREGISTERED_MAX: usize = 10_000;
+/// Corrupt records that are remembered, so that each is reported once.
+pub const CORRUPT_NOTED_MAX: usize = 1_024;
 /// Open sessions that sleep outside memory. Each costs a timer.
 pub const DORMANT_MAX: usize = 1_000_000;
 /// Sessions that are looked at for one that can make room.
@@ -117,6 +125,10 @@ pub struct Config {
     pub keygen_timeout_max_ms: u64,
     /// Sessions in memory at a time.
     pub sessions_max: usize,
+    /// Bytes that they weigh together.
+    pub sessions_bytes_max: usize,
+    /// Keygens in which nobody has registered.
+    pub unregistered_max: usize,
 }
 
 impl Config {
@@ -129,6 +141,8 @@ impl Config {
             keygen_timeout_default_ms: DAY_MS,
             keygen_timeout_max_ms: 30 * DAY_MS,
             sessions_max: SESSIONS_MAX,
+            sessions_bytes_max: SESSIONS_BYTES_MAX,
+            unregistered_max: UNREGISTERED_MAX,
         }
     }
 }
@@ -277,6 +291,10 @@ pub struct Gateway {
     members: BTreeMap<EnclaveId, Member>,
     next_member: usize,
     entries: BTreeMap<SessionKey, Entry>,
+    memory: Memory,
+    unregistered: Unregistered,
+    /// Records that were reported as corrupt.
+    corrupt: BTreeSet<RecordKey>,
     /// Sessions in memory by when they were used last.
     by_use: BTreeSet<(u64, SessionKey)>,
     uses: u64,
@@ -311,6 +329,9 @@ impl Gateway {
             members,
             next_member: 0,
             entries: BTreeMap::new(),
+            memory: Memory::default(),
+            unregistered: Unregistered::default(),
+            corrupt: BTreeSet::new(),
             by_use: BTreeSet::new(),
             uses: 0,
             last_revision: 0,
@@ -352,6 +373,7 @@ impl Gateway {
         while let Some((key, work)) = self.todo.pop_front() {
             self.submit(now, key, work, entropy);
         }
+        self.shed();
         assert!(self.commands.len() <= COMMANDS_MAX, "one event yields a bounded number of commands");
     }
 
@@ -376,6 +398,13 @@ impl Gateway {
     /// Sessions in memory, for tests and gauges.
     pub fn sessions(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Reports a record that cannot be read, once: who asks for it again changes nothing about it.
+    fn report_corrupt(&mut self, record: RecordKey) {
+        if self.corrupt.len() < CORRUPT_NOTED_MAX && self.corrupt.insert(record) {
+            self.commands.push_back(Command::Report(Report::RecordCorrupt(record)));
+        }
     }
 
     fn respond(&mut self, request: RequestId, response: Response) {

@@ -16,10 +16,12 @@ impl Gateway {
     /// Gives work to a session, or to its queue.
     pub(super) fn submit(&mut self, now: Time, key: SessionKey, work: Work, entropy: &mut Entropy) {
         if !self.entries.contains_key(&key) {
-            if self.entries.len() >= self.config.sessions_max && !self.make_room() {
-                return self.turn_away(now, key, work, Code::TooMany);
+            while self.is_full() {
+                if !self.make_room() {
+                    return self.turn_away(now, key, work, Code::TooMany);
+                }
             }
-            let open = self.wake(key) || matches!(work, Work::Resume | Work::Expire);
+            let open = self.wake(key) || matches!(work, Work::Resume | Work::Expire | Work::GiveWay);
             self.commands.push_back(Command::Load(Query::Record(key.record())));
             self.last_revision += 1;
             self.entries.insert(key, Entry::loading(open, self.last_revision));
@@ -27,7 +29,9 @@ impl Gateway {
         self.touch(key);
         let Some(entry) = self.entries.get_mut(&key) else { return };
         if entry.is_blocked() || !entry.queue.is_empty() {
-            if entry.queue.len() >= QUEUE_MAX && work.is_asked_for() {
+            let full = entry.queue.len() >= QUEUE_MAX && work.is_asked_for();
+            // A stranger must not take the places of those whose session it is.
+            if full || !entry.lets_wait(&work) {
                 return self.turn_away(now, key, work, Code::TooMany);
             }
             entry.queue.push_back(work);
@@ -44,7 +48,7 @@ impl Gateway {
             Work::Answered(Purpose::CheckRegistration { request, .. }, _) => self.refuse(request, code),
             // The session is not in memory: what it had begun is begun anew when it is read again.
             Work::Answered(..) | Work::AnswerPolls => {}
-            Work::Resume | Work::Expire => self.sleep_until(key, now.mono_ms + RETRY_MS_MAX),
+            Work::Resume | Work::Expire | Work::GiveWay => self.sleep_until(key, now.mono_ms + RETRY_MS_MAX),
         }
     }
 
@@ -96,6 +100,7 @@ impl Gateway {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.session = session;
         }
+        self.weigh(key);
     }
 
     pub(super) fn take_step(&mut self, now: Time, key: SessionKey, step: Step) {

@@ -58,6 +58,16 @@ impl Run {
 }
 
 impl Signing {
+    /// About how much memory the run takes: what its enclaves have sent so far.
+    pub(super) fn run_bytes(&self) -> usize {
+        let members = self.run.iter().flat_map(|run| run.members.values());
+        let bytes = |member: &Member| {
+            let nonces = member.nonces.iter().flatten().map(|bundle| 64 + bundle.blob.0.len());
+            256 + nonces.sum::<usize>() + member.partials.as_ref().map_or(0, |partials| partials.0.len())
+        };
+        members.map(bytes).sum()
+    }
+
     fn run_key(&self, id: SigningId, run: &Run, enclave_key: PublicKey) -> RunKey {
         RunKey {
             enclave_key,

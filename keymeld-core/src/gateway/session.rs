@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::keygen::Keygen;
+use super::memory::Weight;
 use super::polls::Waiter;
 use super::record;
 use super::signing::Signing;
@@ -59,6 +60,8 @@ pub(super) enum Work {
     Resume,
     /// The session's time is over.
     Expire,
+    /// Where nobody has registered, others need the place.
+    GiveWay,
     /// Long polls have waited long enough.
     AnswerPolls,
 }
@@ -69,7 +72,7 @@ impl Work {
     pub(super) fn is_asked_for(&self) -> bool {
         match self {
             Work::Call(..) | Work::Accept(..) | Work::Supply(_) => true,
-            Work::Answered(..) | Work::Resume | Work::Expire | Work::AnswerPolls => false,
+            Work::Answered(..) | Work::Resume | Work::Expire | Work::GiveWay | Work::AnswerPolls => false,
         }
     }
 }
@@ -144,6 +147,7 @@ pub(super) struct Entry {
     pub(super) open: bool,
     /// When it was used last.
     pub(super) used: u64,
+    pub(super) weight: Weight,
     /// Rows that were read and wait for their keygen.
     pub(super) rows: Option<record::SigningRows>,
     pub(super) token: Option<Token>,
@@ -162,6 +166,7 @@ impl Entry {
             session: Session::Loading,
             open,
             used: 0,
+            weight: Weight::default(),
             rows: None,
             token: None,
             held: Vec::new(),
@@ -176,6 +181,18 @@ impl Entry {
 
     pub(super) fn is_blocked(&self) -> bool {
         self.token.is_some() || matches!(self.session, Session::Loading)
+    }
+
+    /// Whether a request may wait for its turn: its caller's key has to be one of the session's, where those are
+    /// known. The proof itself is judged when its turn comes.
+    pub(super) fn lets_wait(&self, work: &Work) -> bool {
+        let (Work::Call(_, call) | Work::Accept(_, call, _)) = work else { return true };
+        let Some(caller) = call.caller() else { return true };
+        match &self.session {
+            Session::Loading | Session::Absent => true,
+            Session::Keygen(keygen) => keygen.may_read(&caller.key),
+            Session::Signing(signing) => signing.may_read(&caller.key),
+        }
     }
 
     /// Whether status shows an end: one that is durable.

@@ -84,6 +84,22 @@ impl Signing {
         self.run.is_none() && !self.awaited().is_empty()
     }
 
+    /// About how much memory it takes, its keygen apart.
+    pub(super) fn bytes(&self) -> usize {
+        let request = &self.rows.request;
+        let end = match &self.rows.end {
+            Some(SigningEnd::Completed(result)) => result.0.len(),
+            Some(SigningEnd::Failed(row)) => row
+                .withdrawal
+                .as_ref()
+                .and_then(|said| said.reason.as_ref())
+                .map_or(0, |reason| reason.0.len()),
+            None => 0,
+        };
+        let users = 64 * self.needed.len() + 256 * self.rows.approvals.len();
+        1_024 + request.intent.0.len() + 64 * request.items.len() + users + end + self.run_bytes()
+    }
+
     pub(super) fn deadline_unix_ms(&self) -> u64 {
         self.rows.request.expires_at
     }
@@ -206,7 +222,7 @@ impl Gateway {
             Work::Expire if !signing.is_ended() => {
                 signing.fail(id, Code::Expired.into(), None, step);
             }
-            Work::Expire | Work::AnswerPolls | Work::Supply(_) => {}
+            Work::Expire | Work::GiveWay | Work::AnswerPolls | Work::Supply(_) => {}
         }
         Session::Signing(signing)
     }
@@ -223,7 +239,12 @@ impl Gateway {
                 }
             }
             Work::Call(request, _) | Work::Accept(request, _, _) => step.refuse(request, Code::UnknownId),
-            Work::Answered(..) | Work::Resume | Work::Expire | Work::AnswerPolls | Work::Supply(_) => {}
+            Work::Answered(..)
+            | Work::Resume
+            | Work::Expire
+            | Work::GiveWay
+            | Work::AnswerPolls
+            | Work::Supply(_) => {}
         }
         Session::Absent
     }
