@@ -74,6 +74,11 @@ impl Driven {
         let secrets = self.secrets.lock().expect("not poisoned");
         let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
         assert_shows_nothing(&self.enclave, &secrets);
+        // Nor what it has encrypted: that is for the gateway's database, not for anybody's log.
+        let shown = format!("{:?}", self.enclave);
+        for name in ["encrypted_data_key", "encrypted_seed"] {
+            assert_eq!(shown.matches(name).count(), shown.matches(&format!("{name}: Blob(")).count());
+        }
     }
 
     /// Hands an event in and answers all that the machine asks; gives back its reply to the gateway.

@@ -11,7 +11,7 @@ use keymeld_core::crypto::auth::AuthKey;
 use keymeld_core::crypto::envelope;
 use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::{Context, SealError, SealKey};
-use keymeld_core::enclave::{BYTES_PER_SHARE, SESSIONS_OPEN_MAX, SHARES_HELD_MAX};
+use keymeld_core::enclave::{BYTES_PER_SHARE, PARTICIPANTS_OPEN_MAX, SHARES_HELD_MAX};
 use keymeld_core::id::{ItemId, KeygenId, SubsetId};
 use keymeld_core::limits::{
     ENVELOPE_BYTES_MAX, INTENT_BYTES_MAX, ITEMS_MAX, MANIFEST_BYTES_MAX, NAME_BYTES_MAX, NONCES_SENT_MAX,
@@ -329,7 +329,8 @@ fn an_evicted_session_is_opened_again_with_the_same_roster_hash() {
 }
 
 #[test]
-fn the_sessions_kept_are_bounded_and_the_least_recently_used_goes_first() {
+fn the_sessions_kept_are_bounded_by_their_participants_and_the_least_recently_used_goes_first() {
+    const SESSIONS_OF_TWO_MAX: usize = PARTICIPANTS_OPEN_MAX / 2;
     let mut world = World::new(1);
     let group =
         || Group::of(vec![Person::at(0, delegated()), Person::at_keys(Puppet::new().keys, careful())]);
@@ -340,17 +341,21 @@ fn the_sessions_kept_are_bounded_and_the_least_recently_used_goes_first() {
         let mut case = Case::new(Group { people: same_people(group), ..copied(group) });
         case.run().round_1(world, 0).map(|_| ())
     };
-    for _ in 2..SESSIONS_OPEN_MAX {
+    for _ in 2..SESSIONS_OF_TWO_MAX {
         world.open(&group(), 0).expect("opens");
     }
-    assert_eq!(world.hosts[0].enclave.sessions_open(), SESSIONS_OPEN_MAX);
+    assert_eq!(world.hosts[0].enclave.sessions_open(), SESSIONS_OF_TWO_MAX);
     // The first is used once more, so the second goes.
     nonces(&mut world, &first).expect("still open");
     world.open(&group(), 0).expect("opens");
-    assert_eq!(world.hosts[0].enclave.sessions_open(), SESSIONS_OPEN_MAX);
+    assert_eq!(world.hosts[0].enclave.sessions_open(), SESSIONS_OF_TWO_MAX);
     nonces(&mut world, &first).expect("still open");
     assert_eq!(nonces(&mut world, &second).expect_err("evicted").code, Code::UnknownSession);
     assert_eq!(world.open(&first, 0).expect("opens").roster_hash, hash);
+    // A session of a hundred takes the places of fifty.
+    let crowd = Group::of(crowd(PARTICIPANTS_MAX, delegated()));
+    world.open(&crowd, 0).expect("opens");
+    assert_eq!(world.hosts[0].enclave.sessions_open(), SESSIONS_OF_TWO_MAX - PARTICIPANTS_MAX / 2 + 1);
 }
 
 fn same_people(group: &Group) -> Vec<Person> {

@@ -54,6 +54,9 @@ pub struct Config {
     /// Limits of keygens.
     #[serde(default)]
     pub keygen: KeygenSettings,
+    /// Limits of sessions in memory.
+    #[serde(default)]
+    pub sessions: SessionSettings,
     /// Limits of the public listener.
     #[serde(default)]
     pub http: HttpSettings,
@@ -114,6 +117,24 @@ impl Default for KeygenSettings {
             timeout_default_ms: keygen_timeout_default_ms,
             timeout_max_ms: keygen_timeout_max_ms,
         }
+    }
+}
+
+/// The table `sessions`: see [`gateway::Config`] for each key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "named for the fields of gateway::Config")]
+pub struct SessionSettings {
+    pub sessions_max: usize,
+    pub sessions_bytes_max: usize,
+    pub unregistered_max: usize,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        let gateway::Config { sessions_max, sessions_bytes_max, unregistered_max, .. } =
+            gateway::Config::new(Vec::new());
+        SessionSettings { sessions_max, sessions_bytes_max, unregistered_max }
     }
 }
 
@@ -297,6 +318,10 @@ impl Config {
         if timeout_default_ms == 0 || timeout_default_ms > timeout_max_ms {
             return bad("keygen.timeout_default_ms", "it lies between 1 and timeout_max_ms");
         }
+        let SessionSettings { sessions_max, sessions_bytes_max, unregistered_max } = self.sessions;
+        if sessions_max == 0 || sessions_bytes_max == 0 || unregistered_max == 0 {
+            return bad("sessions", "without room for them there are no sessions");
+        }
         if self.http.connections_max == 0 {
             return bad("http.connections_max", "there has to be one");
         }
@@ -313,6 +338,9 @@ impl Config {
             api_token: self.api_token.clone(),
             keygen_timeout_default_ms: self.keygen.timeout_default_ms,
             keygen_timeout_max_ms: self.keygen.timeout_max_ms,
+            sessions_max: self.sessions.sessions_max,
+            sessions_bytes_max: self.sessions.sessions_bytes_max,
+            unregistered_max: self.sessions.unregistered_max,
             ..gateway::Config::new(Vec::new())
         }
     }
@@ -339,7 +367,7 @@ mod tests {
     use keymeld_transport::link::pool::PoolOptions;
     use keymeld_transport::process::log::LogSettings;
 
-    use super::{ApiToken, Config, HttpSettings, KeygenSettings, LinkSettings};
+    use super::{ApiToken, Config, HttpSettings, KeygenSettings, LinkSettings, SessionSettings};
     use crate::Error;
 
     const TEXT: &str = "
@@ -367,6 +395,7 @@ mod tests {
         let config = Config::from_toml(&example, []).expect("good");
         assert!(config.tls.is_some());
         assert_eq!(config.keygen, KeygenSettings::default());
+        assert_eq!(config.sessions, SessionSettings::default());
         assert_eq!(config.http, HttpSettings::default());
         assert_eq!(config.link, LinkSettings::default());
         assert_eq!(config.log, LogSettings::default());

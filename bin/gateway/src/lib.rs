@@ -42,7 +42,9 @@ use keymeld_transport::process::stop::{self, Stops};
 
 use crate::core::{Core, Inbound};
 
-pub use config::{Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings, TlsSettings};
+pub use config::{
+    Config, EnclaveAddress, HttpSettings, KeygenSettings, LinkSettings, SessionSettings, TlsSettings,
+};
 
 /// What the names of environment variables begin with.
 pub const ENVIRONMENT_PREFIX: &str = "KEYMELD_GATEWAY_";

@@ -79,7 +79,7 @@ pub struct ImagePcrs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PolicyFile", into = "PolicyFile")]
 pub struct Policy {
-    /// The trust anchors, usually one.
+    /// The trust anchors, usually one. AWS's stands alone.
     pub roots: Vec<Root>,
     /// The images that may run.
     pub images: Vec<ImagePcrs>,
@@ -208,6 +208,9 @@ impl Policy {
     fn verify_under_a_root(&self, bytes: &[u8]) -> Result<Document, AttestationError> {
         // The bundle names its root; trying each in turn would check the signature once per root.
         let document = Document::parse_unverified(bytes)?;
+        if are_mixed(&self.roots) {
+            return Err(AttestationError::RootUntrusted);
+        }
         let named = document.cabundle.first().ok_or(AttestationError::CabundleLength)?;
         let root = self.roots.iter().find(|root| root.der() == named.as_slice());
         verify(bytes, root.ok_or(AttestationError::RootUntrusted)?)
@@ -229,6 +232,11 @@ impl Policy {
         let running = ImagePcrs { pcr0, pcr1, pcr2, pcr8: signer };
         if self.images.contains(&running) { Ok(()) } else { Err(AttestationError::ImageNotAllowed) }
     }
+}
+
+/// Every list of a policy holds for every root: images that AWS vouches for must not be anybody else's to claim.
+fn are_mixed(roots: &[Root]) -> bool {
+    roots.iter().any(|root| root.kind() != roots[0].kind())
 }
 
 fn ecies_key(document: &Document) -> Result<[u8; 33], AttestationError> {
@@ -259,6 +267,9 @@ pub enum PolicyError {
     /// A development root is not a certificate.
     #[error("a root of the policy is not a certificate")]
     Root,
+    /// AWS's root beside a development root: whoever holds the latter's key could claim to run the former's images.
+    #[error("the policy mixes AWS's root with a development root")]
+    MixedRoots,
     /// An image has a PCR0 of zeros, or a PCR8 of zeros, which is no signer: it could never match.
     #[error("an image of the policy has a register of zeros")]
     ZeroPcr,
@@ -311,8 +322,12 @@ impl TryFrom<PolicyFile> for Policy {
         if file.freshness_ms == 0 || file.freshness_ms > FRESHNESS_MS_MAX {
             return Err(PolicyError::Freshness);
         }
+        let roots: Vec<Root> = file.roots.into_iter().map(Root::try_from).collect::<Result<_, _>>()?;
+        if are_mixed(&roots) {
+            return Err(PolicyError::MixedRoots);
+        }
         Ok(Policy {
-            roots: file.roots.into_iter().map(Root::try_from).collect::<Result<_, _>>()?,
+            roots,
             images: file.images.into_iter().map(ImagePcrs::try_from).collect::<Result<_, _>>()?,
             birth_pcr0: file.birth_pcr0.into_iter().map(|pcr0| pcr0.0).collect(),
             config_hashes: file.config_hashes.into_iter().map(|hash| hash.0).collect(),
@@ -408,12 +423,24 @@ mod tests {
     fn a_policy_survives_its_file() {
         let mut policy = policy();
         assert_eq!(read(&policy.to_json()), Ok(policy.clone()));
+        let compact = serde_json::to_string(&policy).expect("encodes");
+        assert!(compact.starts_with(r#"{"version":1,"roots":["aws_nitro_g1"],"#));
         let root = Root::development(Root::aws_nitro_g1().der()).expect("a certificate");
-        policy.roots.push(root);
+        policy.roots = vec![root.clone(), root];
         assert_eq!(read(&policy.to_json()), Ok(policy.clone()));
         let compact = serde_json::to_string(&policy).expect("encodes");
-        assert!(compact.starts_with(r#"{"version":1,"roots":["aws_nitro_g1",{"development":"3082021130"#));
+        assert!(compact.starts_with(r#"{"version":1,"roots":[{"development":"3082021130"#));
         assert_eq!(serde_json::from_str::<Policy>(&compact).expect("decodes"), policy);
+    }
+
+    #[test]
+    fn the_root_of_aws_stands_beside_no_other() {
+        let mut policy = policy();
+        let root = Root::development(Root::aws_nitro_g1().der()).expect("a certificate");
+        policy.roots.push(root.clone());
+        assert_eq!(read(&policy.to_json()), Err(PolicyError::MixedRoots));
+        policy.roots.insert(0, root);
+        assert_eq!(read(&policy.to_json()), Err(PolicyError::MixedRoots));
     }
 
     #[test]

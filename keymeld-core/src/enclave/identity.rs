@@ -25,13 +25,18 @@ use crate::secret::Secret;
 /// The most that the key service's encrypted data key may take.
 const ENCRYPTED_DATA_KEY_BYTES_MAX: usize = 4_096;
 
-/// A data key, both ways.
-#[derive(Debug)]
+/// A data key, both ways. Its Debug shows neither.
 pub struct DataKey {
     /// The key.
     pub key: Secret<32>,
     /// The same, encrypted by the key service.
     pub encrypted: Vec<u8>,
+}
+
+impl fmt::Debug for DataKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DataKey")
+    }
 }
 
 /// The keys of one epoch.
@@ -112,8 +117,8 @@ impl Draft {
     pub(super) fn row(
         self,
         config: &Config,
-        encrypted_data_key: Vec<u8>,
-        encrypted_seed: Vec<u8>,
+        encrypted_data_key: Blob,
+        encrypted_seed: Blob,
         birth_document: Vec<u8>,
     ) -> IdentityRow {
         IdentityRow {
@@ -123,8 +128,8 @@ impl Draft {
             ecies_key: self.keys.enclave_key,
             identity_key: self.keys.identity_key,
             birth_pcr0: Blob(config.running_pcr0.to_vec()),
-            encrypted_data_key: Blob(encrypted_data_key),
-            encrypted_seed: Blob(encrypted_seed),
+            encrypted_data_key,
+            encrypted_seed,
             birth_document: Blob(birth_document),
         }
     }
@@ -215,7 +220,7 @@ impl Enclave {
         let pcr0 = self.config.running_pcr0;
         let context = seed_context(&self.config, draft.epoch, enclave_key, identity_key, &pcr0);
         let encrypted_seed =
-            SealKey::new(key).seal(&context, draft.seed.expose(), entropy).map_err(Code::from)?.0;
+            SealKey::new(key).seal(&context, draft.seed.expose(), entropy).map_err(Code::from)?;
         let user_data = BirthUserData {
             enclave_id: self.config.enclave_id.0,
             epoch: draft.epoch,
@@ -223,7 +228,8 @@ impl Enclave {
             identity_key: identity_key.0,
             encrypted_dek_hash: sha256(&encrypted).0,
         };
-        let pending = Pending::BirthDocument { call, draft, encrypted_data_key: encrypted, encrypted_seed };
+        let encrypted_data_key = Blob(encrypted);
+        let pending = Pending::BirthDocument { call, draft, encrypted_data_key, encrypted_seed };
         self.ask(pending, |token| Command::Attest {
             token,
             public_key: Some(enclave_key.0.to_vec()),

@@ -52,7 +52,7 @@ use alloc::vec::Vec;
 use crate::attestation::Root;
 use crate::attestation::document::Document;
 use crate::bounded::BoundedMap;
-use crate::bytes::{Hash, PublicKey};
+use crate::bytes::{Blob, Hash, PublicKey};
 use crate::entropy::{Entropy, Origin};
 use crate::id::{AttemptId, EnclaveId, KeygenId};
 use crate::link::message::{Reply, Request};
@@ -63,8 +63,9 @@ use identity::{DataKey, Draft, Identity};
 use session::OpenSession;
 use signing::Attempt;
 
-/// Keygen sessions that one worker holds open; more push the least recently used ones out.
-pub const SESSIONS_OPEN_MAX: usize = 4_096;
+/// Participants of all keygen sessions that one worker holds open, each some 2 KiB; more push the least recently
+/// used sessions out.
+pub const PARTICIPANTS_OPEN_MAX: usize = 8_192;
 /// Nonces and cached answers that one worker holds, in signatures; more push the oldest attempts out.
 pub const SHARES_HELD_MAX: usize = 200_000;
 /// So many bytes of a request and of its answer weigh as much as a signature.
@@ -210,7 +211,7 @@ enum Pending {
     Time,
     ClientAttestation { call: u64 },
     BirthKey { call: u64, draft: Draft },
-    BirthDocument { call: u64, draft: Draft, encrypted_data_key: Vec<u8>, encrypted_seed: Vec<u8> },
+    BirthDocument { call: u64, draft: Draft, encrypted_data_key: Blob, encrypted_seed: Blob },
     OpenRow { call: u64, row: crate::link::message::IdentityRow, birth_time_ms: u64 },
 }
 
@@ -245,7 +246,7 @@ impl Enclave {
         Enclave {
             config,
             identities: BTreeMap::new(),
-            sessions: BoundedMap::new(SESSIONS_OPEN_MAX),
+            sessions: BoundedMap::new(PARTICIPANTS_OPEN_MAX),
             attempts: BoundedMap::new(SHARES_HELD_MAX),
             pair_secrets: BoundedMap::new(PAIR_SECRETS_MAX),
             pending: BTreeMap::new(),
@@ -307,7 +308,7 @@ impl Enclave {
 
     /// Forgets all sessions and attempts, as a restart would. Identities stay.
     pub fn evict_all(&mut self) {
-        self.sessions = BoundedMap::new(SESSIONS_OPEN_MAX);
+        self.sessions = BoundedMap::new(PARTICIPANTS_OPEN_MAX);
         self.attempts = BoundedMap::new(SHARES_HELD_MAX);
     }
 
@@ -388,7 +389,7 @@ impl Enclave {
                 }
             }
             Some(Pending::ClientAttestation { call }) => {
-                let outcome = document.map(|bytes| Some(Reply::Attested(crate::bytes::Blob(bytes))));
+                let outcome = document.map(|bytes| Some(Reply::Attested(Blob(bytes))));
                 self.conclude(call, outcome.map_err(|Failed| Code::NotAttested.into()));
             }
             Some(Pending::BirthDocument { call, draft, encrypted_data_key, encrypted_seed }) => {

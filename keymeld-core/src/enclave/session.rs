@@ -123,8 +123,9 @@ impl Enclave {
             Certificate::of(&roster, identity.keys()).seal(identity.signer(), &seal_key, entropy)?;
         let keys = envelopes.into_iter().map(|envelope| (envelope.user_id, envelope.private_key)).collect();
         let roster_hash = roster.roster_hash();
+        let weight = roster.records().len();
         let session = OpenSession { roster, session_secret, keys };
-        self.sessions.insert((keygen_id, enclave_key), 1, session);
+        self.sessions.insert((keygen_id, enclave_key), weight, session);
         Ok(Reply::KeygenOpened(KeygenOpened { roster_hash, certificate }))
     }
 
