@@ -260,6 +260,7 @@ impl Config {
             drain_ms: drain_ms_default(),
             exit_with_stdin: false,
             keygen: KeygenSettings::default(),
+            sessions: SessionSettings::default(),
             http: HttpSettings::default(),
             link: LinkSettings::default(),
             log: LogSettings::default(),
@@ -341,7 +342,6 @@ impl Config {
             sessions_max: self.sessions.sessions_max,
             sessions_bytes_max: self.sessions.sessions_bytes_max,
             unregistered_max: self.sessions.unregistered_max,
-            ..gateway::Config::new(Vec::new())
         }
     }
 
