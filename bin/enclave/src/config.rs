@@ -97,6 +97,7 @@ fn image_default() -> String {
 pub struct LinkSettings {
     pub connections_max: usize,
     pub in_flight_max: usize,
+    pub requests_bytes_max: usize,
     pub queued_bytes_max: usize,
     pub idle_ms: u64,
     pub frame_ms: u64,
@@ -109,6 +110,7 @@ impl Default for LinkSettings {
         LinkSettings {
             connections_max: limits.connections_max,
             in_flight_max: limits.in_flight_max,
+            requests_bytes_max: limits.requests_bytes_max,
             queued_bytes_max: limits.queued_bytes_max,
             idle_ms: limits.idle_ms,
             frame_ms: limits.frame_ms,
@@ -122,6 +124,7 @@ impl LinkSettings {
         ServeLimits {
             connections_max: self.connections_max,
             in_flight_max: self.in_flight_max,
+            requests_bytes_max: self.requests_bytes_max,
             queued_bytes_max: self.queued_bytes_max,
             idle_ms: self.idle_ms,
             frame_ms: self.frame_ms,

@@ -120,6 +120,10 @@ impl Worker {
     }
 
     fn requested(&mut self, frame: Frame, reply: ReplyHandle) {
+        // A flood over connections that are given up is not to be worked off.
+        if reply.is_closed() {
+            return;
+        }
         self.last_call += 1;
         self.replies.insert(self.last_call, reply);
         let Frame { routing_id, body, .. } = frame;

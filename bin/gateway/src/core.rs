@@ -152,7 +152,9 @@ impl Core {
             Inbound::Link(enclave_id, event) => self.handle(match event {
                 LinkEvent::Up => Event::EnclaveFound { enclave_id },
                 LinkEvent::Down => Event::EnclaveLost { enclave_id },
-                LinkEvent::Replied { request_id, body } => Event::Replied { call: CallId(request_id), body },
+                LinkEvent::Replied { request_id, body } => {
+                    Event::Replied { call: CallId(request_id), body: body.into_bytes() }
+                }
                 LinkEvent::Failed { request_id, reason } => {
                     tracing::debug!(%enclave_id, call = request_id, ?reason, "call failed");
                     Event::CallFailed { call: CallId(request_id) }

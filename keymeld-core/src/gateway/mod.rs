@@ -363,7 +363,10 @@ impl Gateway {
             Event::EnclaveFound { enclave_id } => self.enclave_found(now, enclave_id),
             Event::EnclaveLost { enclave_id } => self.enclave_lost(enclave_id),
             Event::RotationAsked { enclave_id } => self.rotation_asked(now, enclave_id),
-            Event::Replied { call, body } => self.replied(now, call, Reply::decode(&body)),
+            Event::Replied { call, body } => {
+                // Whoever asked did nothing wrong where an enclave answers what is no answer.
+                self.replied(now, call, Reply::decode(&body).map_err(|_| Code::EnclaveAway));
+            }
             Event::CallFailed { call } => self.replied(now, call, Err(Code::EnclaveAway)),
             Event::Loaded { query, rows } => self.loaded(now, query, rows),
             Event::Persisted { token } => self.persisted(now, token),

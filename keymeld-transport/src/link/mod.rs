@@ -9,6 +9,7 @@
 //! nothing else.
 
 pub mod address;
+mod gate;
 pub mod pool;
 pub mod server;
 mod stream;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use keymeld_core::link::frame::{Frame, Kind};
 
 use super::address::Address;
+use super::gate::Gate;
 use super::stream::{Acceptor, Stream, Waker};
 use super::wire::{FrameReader, ReadError, take_batch, write_within};
 
@@ -17,17 +18,30 @@ use super::wire::{FrameReader, ReadError, take_batch, write_within};
 const STACK_BYTES: usize = 512 * 1024;
 /// How long the accepting thread waits for a descriptor to come free before it tries again.
 const EXHAUSTED_WAIT: Duration = Duration::from_millis(100);
+/// What a request takes besides its body.
+const REQUEST_BYTES: usize = 1024;
 const HELD: &str = "no thread panics while holding it";
 
 /// The bounds of a [`LinkServer`].
+///
+/// Whatever peers do, its memory stays below [`requests_bytes_max`](Self::requests_bytes_max), and for each
+/// connection [`queued_bytes_max`](Self::queued_bytes_max) and three times
+/// [`FRAME_BYTES_MAX`](keymeld_core::link::frame::FRAME_BYTES_MAX): a frame that arrives takes up to twice its
+/// size, and then once more to be taken apart. It has at most four threads for each connection, two of them about
+/// to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeLimits {
-    /// Connections. At the cap the one that was silent longest is closed for a new one, which takes its
-    /// whole pool down: not fewer than all gateways' pools have together.
+    /// Connections. At the cap one is closed for a new one, which takes its whole pool down: not fewer than all
+    /// gateways' pools have together. Those that never sent a frame go first, then the one that was silent
+    /// longest.
     pub connections_max: usize,
     /// Requests and pings of one connection that are not answered yet. At the cap nothing more is read
     /// from it.
     pub in_flight_max: usize,
+    /// Bytes of requests, of all connections together, that are not answered yet; each counts for 1 KiB more than
+    /// it has. At the cap connections are read in turn, a frame of each. Requests of connections that are closed
+    /// count until whoever serves has dropped them.
+    pub requests_bytes_max: usize,
     /// Bytes of replies that wait for one connection. A peer that lets them grow beyond is closed.
     pub queued_bytes_max: usize,
     /// Milliseconds of silence after which a connection is closed. Peers ping more often.
@@ -43,8 +57,11 @@ impl ServeLimits {
     pub const CONNECTIONS_MAX: usize = 16;
     /// Default of [`in_flight_max`](Self::in_flight_max).
     pub const IN_FLIGHT_MAX: usize = 1024;
-    /// Default of [`queued_bytes_max`](Self::queued_bytes_max).
-    pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+    /// Default of [`requests_bytes_max`](Self::requests_bytes_max).
+    pub const REQUESTS_BYTES_MAX: usize = 128 * 1024 * 1024;
+    /// Default of [`queued_bytes_max`](Self::queued_bytes_max): two of the largest replies more than one that is
+    /// being written.
+    pub const QUEUED_BYTES_MAX: usize = 24 * 1024 * 1024;
     /// Default of [`idle_ms`](Self::idle_ms).
     pub const IDLE_MS: u64 = 60_000;
     /// Default of [`frame_ms`](Self::frame_ms).
@@ -58,6 +75,7 @@ impl Default for ServeLimits {
         ServeLimits {
             connections_max: Self::CONNECTIONS_MAX,
             in_flight_max: Self::IN_FLIGHT_MAX,
+            requests_bytes_max: Self::REQUESTS_BYTES_MAX,
             queued_bytes_max: Self::QUEUED_BYTES_MAX,
             idle_ms: Self::IDLE_MS,
             frame_ms: Self::FRAME_MS,
@@ -101,8 +119,13 @@ impl Listener {
 pub fn serve(listener: Listener, limits: ServeLimits, service: Service) -> io::Result<LinkServer> {
     let Listener { acceptor, address } = listener;
     let waker = acceptor.waker()?;
-    let shared =
-        Arc::new(Shared { limits, service, peers: Mutex::new(Peers::default()), ended: Condvar::new() });
+    let shared = Arc::new(Shared {
+        gate: Arc::new(Gate::new(limits.requests_bytes_max)),
+        limits,
+        service,
+        peers: Mutex::new(Peers::default()),
+        ended: Condvar::new(),
+    });
     let accepting = Arc::clone(&shared);
     let accept = spawn("link-accept", move || accept(&accepting, &acceptor))?;
     Ok(LinkServer { shared, address, waker, accept: Some(accept) })
@@ -173,6 +196,7 @@ impl fmt::Debug for LinkServer {
 }
 
 struct Shared {
+    gate: Arc<Gate>,
     limits: ServeLimits,
     service: Service,
     peers: Mutex<Peers>,
@@ -196,18 +220,23 @@ struct Peers {
 }
 
 impl Peers {
-    /// Closes the connection that was silent longest.
+    /// Closes the connection that was silent longest, of those that never said anything if there are any.
     fn evict(&mut self) {
-        let silent = self.by_id.iter().min_by_key(|(_, peer)| peer.lock().heard).map(|(id, _)| *id);
+        let silence = |peer: &Peer| {
+            let state = peer.lock();
+            (state.spoke, state.heard)
+        };
+        let silent = self.by_id.iter().min_by_key(|(_, peer)| silence(peer)).map(|(id, _)| *id);
         if let Some(peer) = silent.and_then(|id| self.by_id.remove(&id)) {
             peer.close();
         }
     }
 }
 
-/// One connection. Its lock is taken after that of all peers, never before.
+/// One connection. Its lock is taken after that of all peers and that of the gate, never before.
 struct Peer {
     id: u64,
+    gate: Arc<Gate>,
     stream: Arc<Stream>,
     queued_bytes_max: usize,
     state: Mutex<PeerState>,
@@ -219,6 +248,8 @@ struct Peer {
 
 struct PeerState {
     closed: bool,
+    /// Whether it ever sent a frame.
+    spoke: bool,
     heard: Instant,
     in_flight: usize,
     queue: VecDeque<Vec<u8>>,
@@ -235,6 +266,11 @@ impl Peer {
         self.stream.shutdown();
         self.room.notify_all();
         self.writable.notify_all();
+        self.gate.look_again();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Waits for room for one more request; false where the connection was closed.
@@ -242,6 +278,7 @@ impl Peer {
         let mut state =
             self.room.wait_while(self.lock(), |state| !state.closed && state.in_flight >= max).expect(HELD);
         state.in_flight += 1;
+        state.spoke = true;
         state.heard = Instant::now();
         !state.closed
     }
@@ -297,10 +334,17 @@ pub struct ReplyHandle {
     peer: Arc<Peer>,
     request_id: u64,
     routing_id: [u8; 16],
+    /// What the request takes of the gate.
+    weight: usize,
     queued: bool,
 }
 
 impl ReplyHandle {
+    /// Whether nobody is there any more to reply to, so that the request need not be looked at.
+    pub fn is_closed(&self) -> bool {
+        self.peer.is_closed()
+    }
+
     /// Replies. Never blocks.
     ///
     /// # Errors
@@ -318,6 +362,7 @@ impl Drop for ReplyHandle {
         if !self.queued {
             self.peer.leave(1);
         }
+        self.peer.gate.leave(self.weight);
     }
 }
 
@@ -360,16 +405,25 @@ fn admit(shared: &Arc<Shared>, stream: Arc<Stream>) {
     if peers.draining || peers.closing {
         return;
     }
-    while peers.by_id.len() >= shared.limits.connections_max.max(1) {
+    let connections_max = shared.limits.connections_max.max(1);
+    while peers.by_id.len() >= connections_max {
         peers.evict();
+    }
+    // Connections that are made faster than the threads of closed ones end have to wait for them.
+    let crowded = |peers: &mut Peers| !peers.closing && peers.threads > 4 * connections_max - 2;
+    peers = shared.ended.wait_while(peers, crowded).expect(HELD);
+    if peers.draining || peers.closing {
+        return;
     }
     peers.next_id += 1;
     let peer = Arc::new(Peer {
         id: peers.next_id,
+        gate: Arc::clone(&shared.gate),
         stream,
         queued_bytes_max: shared.limits.queued_bytes_max,
         state: Mutex::new(PeerState {
             closed: false,
+            spoke: false,
             heard: Instant::now(),
             in_flight: 0,
             queue: VecDeque::new(),
@@ -429,10 +483,15 @@ fn read(seat: &Seat) {
                 if !peer.enter(limits.in_flight_max) {
                     return;
                 }
+                let weight = frame.body.len() + REQUEST_BYTES;
+                if !peer.gate.enter(weight, || peer.is_closed()) {
+                    return;
+                }
                 let reply = ReplyHandle {
                     peer: Arc::clone(peer),
                     request_id: frame.request_id,
                     routing_id: frame.routing_id,
+                    weight,
                     queued: false,
                 };
                 (seat.shared.service)(frame, reply);

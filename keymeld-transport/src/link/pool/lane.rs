@@ -51,8 +51,7 @@ fn converse(shared: &Arc<Shared>, lane: usize, stream: Arc<Stream>) -> bool {
         match reader.read() {
             Ok(frame) => {
                 any = true;
-                let received = shared.lock().receive(lane, frame);
-                if let Err(reason) = received {
+                if let Err(reason) = shared.receive(lane, frame) {
                     break reason;
                 }
                 shared.deliver();

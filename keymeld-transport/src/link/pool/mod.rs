@@ -1,5 +1,6 @@
 //! The gateway's connections to one enclave.
 
+mod body;
 mod lane;
 mod state;
 
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use keymeld_core::link::frame::{Frame, Kind};
 
 use super::address::Address;
+pub use body::Body;
 use state::State;
 
 /// The stack of a link's thread, in bytes.
@@ -20,6 +22,11 @@ const STACK_BYTES: usize = 512 * 1024;
 const HELD: &str = "no thread panics while holding it";
 
 /// The bounds of a [`Pool`].
+///
+/// Whatever the enclave does, its memory stays below [`queued_bytes_max`](Self::queued_bytes_max),
+/// [`replies_bytes_max`](Self::replies_bytes_max), and for each connection four times
+/// [`FRAME_BYTES_MAX`](keymeld_core::link::frame::FRAME_BYTES_MAX): one frame that is written, and one that arrives,
+/// which takes up to twice its size and then once more to be taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
     /// Connections that the pool holds open.
@@ -30,6 +37,8 @@ pub struct PoolOptions {
     pub in_flight_per_connection_max: usize,
     /// Bytes of all frames that wait to be written.
     pub queued_bytes_max: usize,
+    /// Bytes of replies that were told and not taken yet ([`Body`]). At the cap nothing is read.
+    pub replies_bytes_max: usize,
     /// Milliseconds until a request without a reply has failed.
     pub request_ms: u64,
     /// Milliseconds to connect, a multiplexer's handshake included.
@@ -51,6 +60,8 @@ impl PoolOptions {
     pub const IN_FLIGHT_PER_CONNECTION_MAX: usize = 512;
     /// Default of [`queued_bytes_max`](Self::queued_bytes_max).
     pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+    /// Default of [`replies_bytes_max`](Self::replies_bytes_max).
+    pub const REPLIES_BYTES_MAX: usize = 64 * 1024 * 1024;
     /// Default of [`request_ms`](Self::request_ms).
     pub const REQUEST_MS: u64 = 30_000;
     /// Default of [`connect_ms`](Self::connect_ms).
@@ -71,6 +82,7 @@ impl Default for PoolOptions {
             connections: Self::CONNECTIONS,
             in_flight_per_connection_max: Self::IN_FLIGHT_PER_CONNECTION_MAX,
             queued_bytes_max: Self::QUEUED_BYTES_MAX,
+            replies_bytes_max: Self::REPLIES_BYTES_MAX,
             request_ms: Self::REQUEST_MS,
             connect_ms: Self::CONNECT_MS,
             ping_interval_ms: Self::PING_INTERVAL_MS,
@@ -82,7 +94,7 @@ impl Default for PoolOptions {
 }
 
 /// What happened on the link.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum LinkEvent {
     /// The first connection came up.
     Up,
@@ -94,7 +106,7 @@ pub enum LinkEvent {
         /// Which request.
         request_id: u64,
         /// The reply's message.
-        body: Vec<u8>,
+        body: Body,
     },
     /// There will be no reply. The enclave may have received the request in every case but
     /// [`NotConnected`](FailReason::NotConnected), [`Full`](FailReason::Full) and
@@ -150,6 +162,8 @@ struct Shared {
     writable: Vec<Condvar>,
     /// Wakes whoever waits before connecting again.
     closing: Condvar,
+    /// Wakes the readers when replies were taken.
+    taken: Condvar,
 }
 
 impl Pool {
@@ -165,6 +179,7 @@ impl Pool {
             clock: Condvar::new(),
             writable: (0..lanes).map(|_| Condvar::new()).collect(),
             closing: Condvar::new(),
+            taken: Condvar::new(),
             address,
             options,
             events,
@@ -253,6 +268,7 @@ impl Shared {
     fn wake_all(&self) {
         self.clock.notify_all();
         self.closing.notify_all();
+        self.taken.notify_all();
         for writable in &self.writable {
             writable.notify_all();
         }
@@ -285,8 +301,26 @@ impl Shared {
             for writable in &self.writable {
                 writable.notify_all();
             }
+            self.taken.notify_all();
             self.deliver();
         }
+    }
+
+    /// Takes a frame from the enclave, after replies that were told before it were taken.
+    fn receive(self: &Arc<Self>, lane: usize, frame: Frame) -> Result<(), FailReason> {
+        let mut state = self.lock();
+        let bytes_max = self.options.replies_bytes_max;
+        while state.is_full_for(lane, &frame, bytes_max) {
+            state.pause(lane);
+            state = self.taken.wait(state).expect(HELD);
+        }
+        state.receive(lane, frame, Arc::downgrade(self))
+    }
+
+    /// A reply is no longer held.
+    fn took(&self, bytes: usize) {
+        self.lock().replies_bytes -= bytes;
+        self.taken.notify_all();
     }
 
     /// The thread of deadlines and pings: it sleeps until the earliest of them.
@@ -312,6 +346,7 @@ impl Shared {
             for lane in tick.lanes {
                 self.writable[lane].notify_all();
             }
+            self.taken.notify_all();
             self.deliver();
         }
     }

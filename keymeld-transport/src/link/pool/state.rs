@@ -1,14 +1,14 @@
 //! What a pool knows, changed under one lock: connections, requests in flight, deadlines, events to tell.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use keymeld_core::link::frame::{Frame, Kind};
 
 use super::super::stream::Stream;
 use super::super::wire::Heard;
-use super::{FailReason, LinkEvent, PoolOptions, millis};
+use super::{Body, FailReason, LinkEvent, PoolOptions, Shared, millis};
 
 /// A connection that is up.
 struct Live {
@@ -19,6 +19,10 @@ struct Live {
     /// Requests that have failed for their deadline and may still be replied to.
     late: BTreeSet<u64>,
     pinged: Option<Instant>,
+    /// Pings that have no pong yet.
+    pongs_due: u64,
+    /// Whether its reader waits for replies to be taken: its silence is not the enclave's.
+    paused: bool,
 }
 
 struct Pending {
@@ -38,6 +42,8 @@ pub(super) struct State {
     pending: BTreeMap<u64, Pending>,
     deadlines: BTreeSet<(Instant, u64)>,
     queued_bytes: usize,
+    /// Bytes of replies that were told and not taken.
+    pub(super) replies_bytes: usize,
 }
 
 /// What became of a request that was taken.
@@ -68,10 +74,12 @@ impl State {
             pending: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             queued_bytes: 0,
+            replies_bytes: 0,
         }
     }
 
-    /// Lists a new connection; false where the pool is closing.
+    /// Lists a new connection; false where the pool is closing. It begins with a ping: until an enclave has got a
+    /// frame it takes a connection for a stranger's.
     pub(super) fn up(&mut self, lane: usize, stream: Arc<Stream>, heard: Arc<Heard>) -> bool {
         if self.closing {
             return false;
@@ -79,13 +87,17 @@ impl State {
         if self.lanes.iter().all(Option::is_none) {
             self.outbox.push(LinkEvent::Up);
         }
+        let greeting = ping();
+        self.queued_bytes += greeting.len();
         self.lanes[lane] = Some(Live {
             stream,
             heard,
-            queue: VecDeque::new(),
+            queue: [greeting].into(),
             in_flight: 0,
             late: BTreeSet::new(),
             pinged: None,
+            pongs_due: 1,
+            paused: false,
         });
         true
     }
@@ -157,18 +169,44 @@ impl State {
         self.queued_bytes -= bytes;
     }
 
+    /// Whether a reply has to wait until others were taken.
+    pub(super) fn is_full_for(&self, lane: usize, frame: &Frame, bytes_max: usize) -> bool {
+        let awaited = self.pending.get(&frame.request_id).is_some_and(|pending| pending.lane == lane);
+        frame.kind == Kind::Reply
+            && awaited
+            && self.replies_bytes > 0
+            && self.replies_bytes + frame.body.len() > bytes_max
+    }
+
+    /// Notes that the reader of a connection waits.
+    pub(super) fn pause(&mut self, lane: usize) {
+        if let Some(live) = &mut self.lanes[lane] {
+            live.paused = true;
+        }
+    }
+
     /// Takes a frame from the enclave.
     ///
     /// # Errors
     /// [`FailReason::PeerMisbehaved`], with which the connection is to end.
-    pub(super) fn receive(&mut self, lane: usize, frame: Frame) -> Result<(), FailReason> {
+    pub(super) fn receive(
+        &mut self,
+        lane: usize,
+        frame: Frame,
+        shared: Weak<Shared>,
+    ) -> Result<(), FailReason> {
         let Some(live) = self.lanes[lane].as_mut() else {
             // Severed meanwhile: what was asked on it has failed already.
             return Ok(());
         };
+        live.paused = false;
         match frame.kind {
             // The reader has noted that it was heard.
-            Kind::Pong => return Ok(()),
+            Kind::Pong if live.pongs_due > 0 => {
+                live.pongs_due -= 1;
+                return Ok(());
+            }
+            Kind::Pong => return Err(FailReason::PeerMisbehaved),
             Kind::Request | Kind::Ping => return Err(FailReason::PeerMisbehaved),
             Kind::Reply => {}
         }
@@ -178,7 +216,9 @@ impl State {
                 self.deadlines.remove(&(pending.deadline, request_id));
                 self.pending.remove(&request_id);
                 live.in_flight -= 1;
-                self.outbox.push(LinkEvent::Replied { request_id, body: frame.body });
+                self.replies_bytes += frame.body.len();
+                let body = Body::counted(frame.body, shared);
+                self.outbox.push(LinkEvent::Replied { request_id, body });
                 Ok(())
             }
             None if live.late.remove(&request_id) => Ok(()),
@@ -205,7 +245,7 @@ impl State {
             let Some(live) = &mut self.lanes[lane] else {
                 continue;
             };
-            let heard = live.heard.at();
+            let heard = if live.paused { now } else { live.heard.at() };
             if live.pinged.is_some_and(|pinged| heard > pinged) {
                 live.pinged = None;
             }
@@ -233,11 +273,11 @@ impl State {
                 tick.wake = earliest(tick.wake, wake);
                 continue;
             }
-            let ping = Frame { kind: Kind::Ping, request_id: 0, routing_id: [0; 16], body: Vec::new() };
-            let bytes = ping.encode().expect("a frame without a body fits");
+            let bytes = ping();
             self.queued_bytes += bytes.len();
             live.queue.push_back(bytes);
             live.pinged = Some(now);
+            live.pongs_due += 1;
             tick.lanes.push(lane);
         }
         if let Some((deadline, _)) = self.deadlines.first() {
@@ -245,6 +285,11 @@ impl State {
         }
         tick
     }
+}
+
+fn ping() -> Vec<u8> {
+    let ping = Frame { kind: Kind::Ping, request_id: 0, routing_id: [0; 16], body: Vec::new() };
+    ping.encode().expect("a frame without a body fits")
 }
 
 fn earliest(wake: Option<Instant>, other: Instant) -> Option<Instant> {

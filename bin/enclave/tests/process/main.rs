@@ -1,5 +1,7 @@
 //! The enclave as a process: a link to it, identities across restarts, signals and exit codes.
 
+mod torture;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -36,6 +38,7 @@ fn command(folder: &Path, text: &str) -> Command {
 
 struct Enclave {
     child: Child,
+    address: String,
     pool: Pool,
     events: Receiver<LinkEvent>,
     last_request: u64,
@@ -49,12 +52,13 @@ impl Enclave {
         let out = child.stdout.take().expect("piped");
         BufReader::new(out).read_line(&mut line).expect("a line");
         let address = line.trim().strip_prefix("{\"listening\":\"").and_then(|rest| rest.strip_suffix("\"}"));
-        let address = address.unwrap_or_else(|| panic!("{line:?}")).parse().expect("an address");
+        let address = address.unwrap_or_else(|| panic!("{line:?}")).to_owned();
         let (sender, events) = mpsc::channel();
         let forward = Arc::new(move |event| drop(sender.send(event)));
-        let pool = Pool::start(address, PoolOptions::default(), forward).expect("starts");
+        let pool = Pool::start(address.parse().expect("an address"), PoolOptions::default(), forward)
+            .expect("starts");
         assert_eq!(events.recv_timeout(PATIENCE), Ok(LinkEvent::Up));
-        Enclave { child, pool, events, last_request: 0 }
+        Enclave { child, address, pool, events, last_request: 0 }
     }
 
     fn send(&mut self, request: Request) -> u64 {
@@ -67,7 +71,7 @@ impl Enclave {
         let asked = self.send(request);
         match self.events.recv_timeout(PATIENCE).expect("an event") {
             LinkEvent::Replied { request_id, body } if request_id == asked => {
-                Reply::decode(&body).expect("a reply")
+                Reply::decode(body.as_ref()).expect("a reply")
             }
             other => panic!("{other:?}"),
         }
