@@ -2,5 +2,6 @@
 
 pub mod corpus;
 pub mod model;
+pub mod sim;
 pub mod stage;
 pub mod targets;

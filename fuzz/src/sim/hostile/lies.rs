@@ -1,0 +1,326 @@
+//! What clients are told instead of the truth.
+
+use keymeld_core::api::http::{Method, Request, Response};
+use keymeld_core::api::problem;
+use keymeld_core::api::rest::{AttestationResponse, KeygenStatus, SignRequest, SigningState, SigningStatus};
+use keymeld_core::artifact::Signed;
+use keymeld_core::artifact::certificate::IdentitySignature;
+use keymeld_core::artifact::result::{ItemResult, Outcome, SigningResult};
+use keymeld_core::attestation::ServiceUserData;
+use keymeld_core::bytes::{Blob, Hash, PublicKey, Signature};
+use keymeld_core::crypto::auth::{self, AuthKey};
+use keymeld_core::crypto::seal::Context;
+use keymeld_core::id::{AttemptId, EnclaveId};
+use keymeld_core::link::message::{MakeNonces, RunKey};
+use keymeld_core::refusal::Code;
+use keymeld_core::secret::Secret;
+use keymeld_core::strict;
+use keymeld_transport::nsm::software::Pcrs;
+use serde_json::Value;
+
+use super::super::host::CONFIG_HASH;
+use super::super::module::{self, Make};
+use super::super::wire::Asker;
+use super::super::world::World;
+use super::HEARD_MAX;
+
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |character: u8| (character as char).to_digit(16).map(|digit| digit as u8);
+    let pairs = text.as_bytes().chunks_exact(2);
+    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+}
+
+/// What an answer is to: the endpoint without ids.
+fn kind(request: &Request) -> String {
+    let path = request.target.split('?').next().unwrap_or_default();
+    let named = |part: &&str| !part.is_empty() && part.len() != 36;
+    let parts: Vec<&str> = path.split('/').filter(named).collect();
+    format!("{} {}", request.method.as_str(), parts.join("/"))
+}
+
+impl World {
+    /// A client's request is on its way.
+    pub(crate) fn request_on_wire(&mut self, mut request: Request) -> Request {
+        if !self.plan.hostile {
+            return request;
+        }
+        if self.hostile.requests.len() < HEARD_MAX {
+            self.hostile.requests.push(request.clone());
+        }
+        if request.method == Method::Post && request.target.ends_with("/signing") {
+            self.hears_request(&request.body);
+        }
+        // Nobody proves a challenge: an older epoch may be asked instead.
+        let asks_newest = request.target.contains("/attestation?") && !request.target.contains("epoch=");
+        if asks_newest && self.fault("hostile: an older epoch", 2) {
+            request.target.push_str("&epoch=1");
+        } else if !request.body.is_empty() && self.fault("hostile: a request", 6 * self.plan.rates.hostile) {
+            self.changes_json(&mut request.body);
+        }
+        request
+    }
+
+    /// Somebody asks for signatures: that is enough to begin a run.
+    fn hears_request(&mut self, body: &[u8]) {
+        let Ok(sent) = serde_json::from_slice::<SignRequest>(body) else { return };
+        let run = RunKey {
+            enclave_key: PublicKey([2; 33]),
+            keygen_id: sent.keygen_id,
+            signing_id: sent.signing_id,
+            digest: sent.intent_digest,
+            attempt: AttemptId([0; 16]),
+            aggregator: PublicKey([2; 33]),
+        };
+        let known = self.hostile.beginnings.iter().any(|other| other.run.digest == run.digest);
+        if !known && self.hostile.beginnings.len() < HEARD_MAX {
+            self.hostile.beginnings.push(MakeNonces { run, intent: sent.intent, approvals: Vec::new() });
+        }
+    }
+
+    /// An answer is on its way to a client.
+    pub(crate) fn response_on_wire(&mut self, number: u64, response: Response) -> Response {
+        let Some(exchange) = self.exchanges.get(&number).filter(|_| self.plan.hostile) else {
+            return response;
+        };
+        let (asker, request) = (exchange.asker, exchange.request.clone());
+        let kind = kind(&request);
+        if self.hostile.responses.len() < HEARD_MAX && response.status < 300 {
+            self.hostile.responses.push((kind.clone(), response.clone()));
+        }
+        let Asker::Seat { seat, .. } = asker else { return response };
+        if !self.fault("hostile: a response", 2 * self.plan.rates.hostile) {
+            return response;
+        }
+        let circle = self.seats[seat].circle;
+        let lie = match self.chance.below("lie", 6) {
+            0 => self.earlier_response(&kind),
+            1 => {
+                let code = Code::ALL[self.chance.place("code", Code::ALL.len())];
+                Some(problem::refused(&code.into()))
+            }
+            2 | 3 => self.crafted(circle, &kind, &request, &response),
+            _ => None,
+        };
+        self.log.note(format_args!("hostile: a lie about {kind}"));
+        lie.unwrap_or_else(|| {
+            let mut changed = response;
+            self.changes_json(&mut changed.body);
+            changed
+        })
+    }
+
+    fn earlier_response(&mut self, kind: &str) -> Option<Response> {
+        let same: Vec<usize> = (0..self.hostile.responses.len())
+            .filter(|index| self.hostile.responses[*index].0 == kind)
+            .collect();
+        (!same.is_empty()).then(|| {
+            let which = same[self.chance.place("earlier response", same.len())];
+            self.hostile.responses[which].1.clone()
+        })
+    }
+
+    /// A lie that fits the question.
+    fn crafted(
+        &mut self,
+        circle: usize,
+        kind: &str,
+        request: &Request,
+        response: &Response,
+    ) -> Option<Response> {
+        match kind {
+            "GET api/v1/enclaves/attestation" => self.forged_attestation(&request.target),
+            "GET api/v1/keygen/status" => {
+                let shown: KeygenStatus = serde_json::from_slice(&response.body).ok()?;
+                self.other_roster(circle, shown)
+            }
+            "GET api/v1/signing/status" => {
+                let shown: SigningStatus = serde_json::from_slice(&response.body).ok()?;
+                self.forged_result(circle, shown)
+            }
+            _ => None,
+        }
+    }
+
+    /// An attestation of keys that the host made, as near to a genuine one as it comes.
+    fn forged_attestation(&mut self, target: &str) -> Option<Response> {
+        let query = target.split('?').nth(1)?;
+        let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let nonce = Hash::from_hex(value("nonce")?).ok()?;
+        let enclave_id: EnclaveId = target.split('/').nth(4)?.parse().ok()?;
+        let own = Secret::copied_from(&self.chance.bytes("host's enclave"));
+        let identity = Secret::copied_from(&self.chance.bytes("host's enclave"));
+        let enclave_key = auth::public_key(&own).ok()?;
+        let mut user_data = ServiceUserData {
+            enclave_id: enclave_id.0,
+            epoch: 1,
+            identity_key: AuthKey::new(&identity).ok()?.public().0,
+            birth_pcr0: Pcrs::default().pcr0,
+            birth_time_ms: self.unix_ms(),
+            config_hash: CONFIG_HASH,
+        };
+        let unix_ms = self.unix_ms();
+        let mut asked = nonce.0;
+        let mut make = Make::Genuine;
+        match self.chance.below("forged attestation", 6) {
+            0 => make = Make::OtherRoot,
+            1 => make = Make::OtherImage,
+            2 => make = Make::Debug,
+            3 => user_data.config_hash = [8; 32],
+            4 => asked = self.chance.bytes("other nonce"),
+            _ => user_data.birth_pcr0 = [9; 48],
+        }
+        let document = module::document(
+            (make, 90),
+            unix_ms,
+            Some(&enclave_key.0),
+            Some(&asked),
+            Some(&user_data.encode()),
+        );
+        self.log.reached("hostile: a forged attestation");
+        let body = AttestationResponse { enclave_id, epoch: 1, document: Blob(document) };
+        Some(problem::ok(200, &body))
+    }
+
+    /// A completed keygen with a registration that a colluder made anew, or with a certificate of another.
+    fn other_roster(&mut self, circle: usize, mut shown: KeygenStatus) -> Option<Response> {
+        let completed = shown.completed.as_mut()?;
+        let members = &self.plan.circles[circle].members;
+        let colluder = members.iter().position(|member| member.colludes)?;
+        let user_id = self.god.circles[circle].users[colluder];
+        let (record, _) = self.other_registration(circle, colluder)?;
+        completed.records.iter_mut().find(|view| view.user_id == user_id)?.record = record;
+        self.log.reached("hostile: another roster shown");
+        Some(problem::ok(200, &shown))
+    }
+
+    /// A result that no enclave made: colluders can seal it, and nobody can sign it.
+    fn forged_result(&mut self, circle: usize, mut shown: SigningStatus) -> Option<Response> {
+        if !self.plan.circles[circle].members.iter().any(|member| member.colludes) {
+            return None;
+        }
+        let found = self.god.intents.iter().find(|(_, facts)| facts.signing_id == shown.signing_id);
+        let (digest, facts) = found.map(|(digest, facts)| (*digest, facts.clone()))?;
+        let keygen_id = self.god.circles[circle].keygen_id?;
+        let roster_hash = *self.god.circles[circle].roster_hashes.first()?;
+        let aggregator = self.god.circles[circle].registered.iter().flatten().next().copied()?;
+        let fails = self.chance.one_in("forged failure", 2);
+        let mut items = Vec::new();
+        for item in &facts.items {
+            let outcome = match fails {
+                true => Outcome::Error { code: Code::PartialInvalid.name().into(), culprits: Vec::new() },
+                false => {
+                    let (nonce, s) = (self.chance.bytes("evil nonce"), self.chance.bytes("evil s"));
+                    Outcome::Signature(Signature([nonce, s].concat().try_into().ok()?))
+                }
+            };
+            items.push(ItemResult { item_id: item.item_id, outcome });
+        }
+        let result = SigningResult {
+            version: 1,
+            keygen_id,
+            roster_hash,
+            signing_id: facts.signing_id,
+            intent_digest: digest,
+            attempt: AttemptId(self.chance.bytes("evil attempt")[..16].try_into().ok()?),
+            aggregator,
+            items,
+        };
+        let body = strict::to_json(&result);
+        let identity = self.any_signature(&body)?;
+        let signed = Signed { body: Blob(body), signatures: IdentitySignature { identity } };
+        let context = Context::Result { keygen_id, signing_id: facts.signing_id, digest };
+        let seal_key = self.seal_of_signing(circle, facts.signing_id)?;
+        let sealed = seal_key.seal(&context, &strict::to_json(&signed), &mut self.hostile.entropy).ok()?;
+        shown.state = SigningState::Completed;
+        shown.failure = None;
+        shown.result = Some(sealed);
+        self.log.reached("hostile: a forged result");
+        Some(problem::ok(200, &shown))
+    }
+
+    /// Changes one leaf or one list of a JSON document.
+    fn changes_json(&mut self, body: &mut Vec<u8>) {
+        let Ok(mut value) = serde_json::from_slice::<Value>(body) else { return };
+        let mut leaves = 0;
+        count(&value, &mut leaves);
+        if leaves == 0 {
+            return;
+        }
+        let mut left = self.chance.below("leaf", leaves);
+        let (how, at, bit) = (
+            self.chance.below("leaf change", 4),
+            self.chance.draw("leaf place"),
+            self.chance.draw("leaf bit"),
+        );
+        change(&mut value, &mut left, how, at, bit);
+        *body = serde_json::to_vec(&value).expect("JSON");
+    }
+}
+
+/// Counts what can be changed: strings, numbers, flags, and lists that are not empty.
+fn count(value: &Value, leaves: &mut u64) {
+    match value {
+        Value::Object(fields) => fields.values().for_each(|field| count(field, leaves)),
+        Value::Array(list) => {
+            *leaves += u64::from(!list.is_empty());
+            list.iter().for_each(|one| count(one, leaves));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => *leaves += 1,
+    }
+}
+
+/// Changes the leaf that is reached when `left` has counted down; true then.
+fn change(value: &mut Value, left: &mut u64, how: u64, at: u64, bit: u64) -> bool {
+    let here = |left: &mut u64| {
+        let here = *left == 0;
+        *left = left.wrapping_sub(1);
+        here
+    };
+    match value {
+        Value::Object(fields) => fields.values_mut().any(|field| change(field, left, how, at, bit)),
+        Value::Array(list) => {
+            if !list.is_empty() && here(left) {
+                let place = (at % list.len() as u64) as usize;
+                match how {
+                    0 => {
+                        list.remove(place);
+                    }
+                    1 => list.push(list[place].clone()),
+                    _ => list.swap(place, 0),
+                }
+                return true;
+            }
+            list.iter_mut().any(|one| change(one, left, how, at, bit))
+        }
+        Value::String(text) => {
+            if !here(left) {
+                return false;
+            }
+            if !text.is_empty() {
+                let place = (at % text.len() as u64) as usize;
+                let old = text.as_bytes()[place];
+                let new = b"0123456789abcdef"[(bit % 16) as usize] as char;
+                if old.is_ascii() {
+                    text.replace_range(place..=place, &new.to_string());
+                }
+            }
+            true
+        }
+        Value::Number(number) => {
+            if !here(left) {
+                return false;
+            }
+            let old = number.as_u64().unwrap_or(0);
+            *value = Value::from(if how == 0 { old.wrapping_add(1) } else { bit >> 12 });
+            true
+        }
+        Value::Bool(flag) => {
+            if !here(left) {
+                return false;
+            }
+            *flag = !*flag;
+            true
+        }
+        Value::Null => here(left),
+    }
+}

@@ -1,0 +1,32 @@
+//! The oracles: after every step, whether what happened may have happened.
+
+mod client;
+mod enclave;
+mod envelope;
+mod gateway;
+mod solver;
+
+use keymeld_core::crypto::derive::Purpose;
+use keymeld_core::crypto::seal::SealKey;
+use keymeld_core::id::SigningId;
+use keymeld_core::secret::Secret;
+
+use super::world::World;
+
+impl World {
+    /// Looks at what is left when all is done.
+    pub(crate) fn check_end(&mut self) {
+        self.god.ledger.check(&mut self.gateway.disk);
+        let leaks = self.god.leaks.bytes;
+        let signed = self.god.signed;
+        self.log.note(format_args!("the end: {signed} signatures, {} intents", self.god.intents.len()));
+        assert!(leaks > 0, "nothing was ever looked at");
+    }
+
+    /// The key that a signing session's intent and result are sealed under.
+    fn signing_seal(&self, circle: usize, signing_id: SigningId) -> SealKey {
+        let secret = self.god.circles[circle].session_secret.as_ref();
+        let secret = secret.expect("there is no signing before the keygen");
+        SealKey::derived(&Secret::copied_from(secret.expose()), Purpose::SigningSeal(signing_id))
+    }
+}
