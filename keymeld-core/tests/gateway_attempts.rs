@@ -283,6 +283,33 @@ fn an_approval_that_an_enclave_asks_for_is_waited_for() {
 }
 
 #[test]
+fn an_approval_that_comes_while_an_enclave_refuses_for_want_of_it_starts_another_attempt() {
+    for code in [Code::ApprovalMissing, Code::RequesterNotAllowed, Code::BlindNotAllowed] {
+        let (mut world, party) = ready_to_sign();
+        let user_id = party.users[1].user_id;
+        for enclave in world.enclaves.values_mut() {
+            enclave.script = Some(Box::new(move |request| match request {
+                Request::MakeNonces(make) if make.approvals.is_empty() => {
+                    Some(Reply::Refused(Refused::from(Refusal::blaming(code, vec![user_id]))))
+                }
+                _ => None,
+            }));
+        }
+        let sign = party.sign(&mut world, 1);
+        world.ask(sign);
+        while !matches!(world.outbox.front(), Some(Command::Send { .. })) {
+            let command = world.outbox.pop_front().expect("a run starts");
+            world.carry_out(command);
+        }
+        let approve = party.approve(&mut world, 1, 1);
+        world.ask(approve);
+        world.run();
+        assert_eq!(party.signing_status(&mut world, 1).state, SigningState::Completed, "{code}");
+        assert_eq!(attempts(&world).len(), 2, "{code}");
+    }
+}
+
+#[test]
 fn a_keygen_waits_for_its_enclaves_without_a_storm_and_fails_for_faults_of_the_roster() {
     for (code, ends) in
         [(Code::TimeUnknown, false), (Code::SessionSecretsDiffer, true), (Code::Internal, true)]

@@ -24,6 +24,8 @@ pub(super) struct Run {
     attempt: AttemptId,
     aggregator: PublicKey,
     members: BTreeMap<PublicKey, Member>,
+    /// How many approvals there were when it started.
+    approvals: usize,
 }
 
 /// An enclave key in a run.
@@ -122,7 +124,7 @@ impl Gateway {
             step.retry = true;
             return;
         };
-        let run = Run { attempt, aggregator, members };
+        let run = Run { attempt, aggregator, members, approvals: signing.rows.approvals.len() };
         signing.move_to(GeneratingNonces, step);
         for (enclave_key, member) in &run.members {
             let purpose = Purpose::Nonces { enclave_key: *enclave_key, attempt };
@@ -200,7 +202,7 @@ impl Gateway {
         };
         match progress {
             Ok(()) => signing.run = Some(run),
-            Err(refusal) => attempt_failed(id, signing, refusal, step),
+            Err(refusal) => attempt_failed(id, signing, &run, refusal, step),
         }
     }
 }
@@ -283,7 +285,7 @@ fn partials_made(
 }
 
 /// Decides what a refusal in a run means for the session.
-fn attempt_failed(id: SigningId, signing: &mut Signing, refusal: Refusal, step: &mut Step) {
+fn attempt_failed(id: SigningId, signing: &mut Signing, run: &Run, refusal: Refusal, step: &mut Step) {
     let code = refusal.code;
     if signing.state != CollectingParticipants {
         signing.move_to(CollectingParticipants, step);
@@ -300,6 +302,12 @@ fn attempt_failed(id: SigningId, signing: &mut Signing, refusal: Refusal, step: 
     }
     if is_passing(code) {
         step.retry = true;
+        return;
+    }
+    // What was missing may have come since: approvals are few, and so are these attempts.
+    let wants_consent = asks_approval || code == Code::BlindNotAllowed;
+    if wants_consent && signing.rows.approvals.len() > run.approvals {
+        step.again = true;
         return;
     }
     step.report(Report::AttemptRefused(id, code));
