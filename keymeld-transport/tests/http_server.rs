@@ -1,6 +1,7 @@
 //! The public listener over loopback sockets.
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions only, not what they share")]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
@@ -28,7 +29,7 @@ fn start(limits: ServerLimits) -> (Server, Waiting) {
         "/drop" => drop(responder),
         "/hold" => sender.lock().unwrap().send((request.target, responder)).unwrap(),
         target if target.starts_with("/park") => {
-            if let Some(responder) = responder.park() {
+            if let Some(responder) = responder.park(|| {}) {
                 sender.lock().unwrap().send((request.target, responder)).unwrap();
             }
         }
@@ -320,6 +321,125 @@ fn a_peer_that_leaves_while_parked_harms_nobody() {
     }
     assert_alive(&server);
     server.shutdown(PATIENCE);
+}
+
+#[test]
+fn peers_that_have_left_make_way_where_places_are_short_and_their_service_is_told() {
+    let limits = ServerLimits { parked_per_address_max: 3, ..ServerLimits::default() };
+    let (left, leaving) = mpsc::channel();
+    let (sender, waiting) = mpsc::channel();
+    let shared = Mutex::new((left, sender));
+    let service = move |request: Request, responder: Responder| {
+        let shared = shared.lock().unwrap();
+        let (left, target) = (shared.0.clone(), request.target.clone());
+        if let Some(responder) = responder.park(move || left.send(target).unwrap()) {
+            shared.1.send(responder).unwrap();
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = Server::start(listener, limits, None, Arc::new(service)).unwrap();
+    let park = |target: &str| {
+        let mut peer = Peer::to(server.address());
+        peer.get(target);
+        (peer, waiting.recv_timeout(PATIENCE).unwrap())
+    };
+    let (mut stays, first) = park("/stays");
+    let (leaves, second) = park("/leaves");
+    let (half_closes, third) = park("/half-closes");
+    let begun = Instant::now();
+    while server.counts() != (3, 0) {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
+    // What they asked for is not theirs any more before anybody comes for their places.
+    drop(leaves);
+    half_closes.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    let (_next, fourth) = park("/next");
+    let gone: BTreeSet<String> = (0..2).map(|_| leaving.recv_timeout(PATIENCE).unwrap()).collect();
+    assert_eq!(gone, BTreeSet::from(["/leaves".to_owned(), "/half-closes".to_owned()]));
+    assert!(second.is_too_late() && third.is_too_late() && !first.is_too_late() && !fourth.is_too_late());
+    drop((second, third));
+    assert_eq!(server.counts().0, 2);
+    first.send(json("{}"));
+    assert_eq!(stays.reply().body, "{}");
+    assert!(leaving.try_recv().is_err());
+    // Looking at everybody again and again is not to be had by asking for it.
+    let (_a, _b) = (park("/a"), park("/b"));
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += u32::from(Peer::to(server.address()).get("/c").reply().status == 429);
+    }
+    assert_eq!(refused, 20);
+}
+
+#[test]
+fn whoever_takes_no_answers_makes_way() {
+    let (server, _) = start(ServerLimits { connections_max: 2, ..ServerLimits::default() });
+    let body = "a".repeat(3_000_000);
+    let mut deaf = Vec::new();
+    for _ in 0..2 {
+        let mut peer = Peer::to(server.address());
+        let stream = peer.0.get_ref().try_clone().unwrap();
+        let asking = format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        // Until nothing goes out any more: the listener writes and does not read.
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        while peer.0.get_mut().write_all(asking.as_bytes()).is_ok() {}
+        deaf.push(peer);
+    }
+    assert_alive(&server);
+}
+
+#[test]
+fn large_requests_together_are_bounded_and_the_slow_make_way_for_others() {
+    let limits = ServerLimits { held_bytes_max: 1_000_000, ..ServerLimits::default() };
+    let (server, _) = start(limits);
+    let mut slow: Vec<Peer> = (0..4)
+        .map(|_| {
+            let mut peer = Peer::to(server.address());
+            peer.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 600000\r\n\r\n");
+            peer.send(&"a".repeat(500_000));
+            peer
+        })
+        .collect();
+    for _ in 0..4 {
+        let mut peer = Peer::to(server.address());
+        let body = "b".repeat(900_000);
+        peer.send(&format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        assert!(peer.reply().body.ends_with(&body));
+    }
+    assert!(slow.iter_mut().all(Peer::is_closed));
+    let mut peer = Peer::to(server.address());
+    peer.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n").send(&"c".repeat(1_200_000));
+    let reply = peer.reply();
+    assert!(reply.status == 503 && reply.has("Retry-After: 1") && reply.body.contains("too-many-bytes"));
+}
+
+#[test]
+fn parked_requests_answered_at_once_take_no_more_threads_than_there_are_connections() {
+    let limits = ServerLimits { connections_max: 4, linger_ms: 5_000, ..ServerLimits::default() };
+    let (server, waiting) = start(limits);
+    let mut peers: Vec<(Peer, Responder)> = Vec::new();
+    for _ in 0..40 {
+        let mut peer = Peer::to(server.address());
+        peer.get("/park");
+        peers.push((peer, waiting.recv_timeout(PATIENCE).unwrap().1));
+    }
+    let mut busy: Vec<(Peer, Responder)> = Vec::new();
+    for _ in 0..4 {
+        let mut peer = Peer::to(server.address());
+        peer.get("/hold");
+        busy.push((peer, waiting.recv_timeout(PATIENCE).unwrap().1));
+    }
+    let (mut peers, responders): (Vec<Peer>, Vec<Responder>) = peers.into_iter().unzip();
+    for responder in responders {
+        responder.send(json("{}"));
+    }
+    for peer in &mut peers {
+        let reply = peer.reply();
+        assert!(reply.body == "{}" && reply.has("Connection: close") && peer.is_closed());
+    }
+    assert_eq!(server.counts(), (0, 4));
+    drop(busy);
 }
 
 #[test]

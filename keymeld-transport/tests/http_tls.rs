@@ -84,7 +84,7 @@ fn serve(limits: ServerLimits, tls: Arc<Tls>) -> (Server, Waiting) {
     let sender = Mutex::new(sender);
     let service = move |request: Request, responder: Responder| {
         if request.target == "/park" {
-            sender.lock().unwrap().send(responder.park().unwrap()).unwrap();
+            sender.lock().unwrap().send(responder.park(|| {}).unwrap()).unwrap();
         } else {
             let mut body = request.authority.into_bytes();
             body.extend_from_slice(&request.body);
@@ -108,6 +108,8 @@ type Peer = StreamOwned<ClientConnection, TcpStream>;
 
 fn tcp(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
+    // A goodbye is not to wait for what came before it to be acknowledged.
+    stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
@@ -256,6 +258,34 @@ fn a_long_poll_is_parked_and_resumed() {
         peer.write_all(b"Content-Length: 2\r\n\r\n{}").unwrap();
         assert!(reply(&mut peer).ends_with("h{}"));
     }
+}
+
+#[test]
+fn a_peer_that_leaves_while_parked_makes_way() {
+    let (server, authority, waiting) = start(ServerLimits { parked_max: 2, ..ServerLimits::default() });
+    let ask = b"GET /park HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut leaving = peer(&server, &authority);
+    let mut cut_off = peer(&server, &authority);
+    let mut responders = Vec::new();
+    for peer in [&mut leaving, &mut cut_off] {
+        peer.write_all(ask).unwrap();
+        responders.push(waiting.recv_timeout(PATIENCE).unwrap());
+    }
+    let begun = Instant::now();
+    while server.counts() != (2, 0) {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
+    leaving.conn.send_close_notify();
+    leaving.conn.complete_io(&mut leaving.sock).unwrap();
+    drop(cut_off);
+    let mut stays = peer(&server, &authority);
+    stays.write_all(ask).unwrap();
+    let responder = waiting.recv_timeout(PATIENCE).unwrap();
+    let late: Vec<bool> = responders.iter().map(Responder::is_too_late).collect();
+    assert_eq!((late, responder.is_too_late()), (vec![true, true], false));
+    responder.send(json("{}"));
+    assert!(reply(&mut stays).ends_with("{}"));
 }
 
 #[test]

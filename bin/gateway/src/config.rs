@@ -20,6 +20,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::{ENVIRONMENT_PREFIX, Error};
 
+/// No time of the listener is longer.
+const DAY_MS: u64 = 24 * 3_600_000;
+
 /// The settings of a gateway, as its file and its environment name them. Unknown keys are refused.
 ///
 #[doc = concat!("```toml\n", include_str!("../gateway.toml"), "```")]
@@ -146,6 +149,7 @@ pub struct HttpSettings {
     pub header_bytes_max: usize,
     pub headers_max: usize,
     pub body_bytes_max: usize,
+    pub held_bytes_max: usize,
     pub connections_max: usize,
     pub request_time_ms: u64,
     pub idle_ms: u64,
@@ -163,6 +167,7 @@ impl Default for HttpSettings {
             header_bytes_max: limits.header_bytes_max,
             headers_max: limits.headers_max,
             body_bytes_max: limits.body_bytes_max,
+            held_bytes_max: limits.held_bytes_max,
             connections_max: limits.connections_max,
             request_time_ms: limits.request_time_ms,
             idle_ms: limits.idle_ms,
@@ -176,11 +181,34 @@ impl Default for HttpSettings {
 }
 
 impl HttpSettings {
+    fn is_usable(&self) -> bool {
+        let ServerLimits {
+            header_bytes_max,
+            headers_max,
+            body_bytes_max,
+            held_bytes_max,
+            connections_max,
+            request_time_ms,
+            idle_ms,
+            answer_ms,
+            write_time_ms,
+            linger_ms,
+            parked_max,
+            parked_per_address_max,
+        } = self.limits();
+        let sizes = [header_bytes_max, headers_max, body_bytes_max, held_bytes_max, connections_max];
+        let parked = [parked_max, parked_per_address_max];
+        let times = [request_time_ms, idle_ms, answer_ms, write_time_ms, linger_ms];
+        sizes.iter().chain(&parked).all(|limit| *limit > 0)
+            && times.iter().all(|ms| (1..=DAY_MS).contains(ms))
+    }
+
     pub(crate) fn limits(&self) -> ServerLimits {
         ServerLimits {
             header_bytes_max: self.header_bytes_max,
             headers_max: self.headers_max,
             body_bytes_max: self.body_bytes_max,
+            held_bytes_max: self.held_bytes_max,
             connections_max: self.connections_max,
             request_time_ms: self.request_time_ms,
             idle_ms: self.idle_ms,
@@ -326,8 +354,8 @@ impl Config {
         if sessions_max == 0 || sessions_bytes_max == 0 || unregistered_max == 0 {
             return bad("sessions", "without room for them there are no sessions");
         }
-        if self.http.connections_max == 0 {
-            return bad("http.connections_max", "there has to be one");
+        if !self.http.is_usable() {
+            return bad("http", "no limit is 0, and no time longer than a day");
         }
         if self.link.connections == 0 || self.link.in_flight_per_connection_max == 0 {
             return bad("link", "without connections or requests on them no enclave is reached");

@@ -28,7 +28,9 @@ const BATCH_MAX: usize = GROUP_TOKENS_MAX;
 #[derive(Debug)]
 pub(crate) enum Inbound {
     /// A request that the router understood, parked already where it may wait long.
-    Request(Box<Call>, Responder),
+    Request(RequestId, Box<Call>, Responder),
+    /// Whoever asked has left; where the request is yet to come, its responder says so.
+    Left(RequestId),
     /// Something happened on the link to an enclave.
     Link(EnclaveId, LinkEvent),
     /// The listener is about to close: answer who waits, let nobody wait any more.
@@ -56,7 +58,6 @@ pub(crate) struct Core {
     responders: BTreeMap<RequestId, Responder>,
     /// Those of them that may take long.
     long_polls: BTreeSet<RequestId>,
-    last_request: u64,
     draining: bool,
     /// What commands brought forth and the machine has not been told yet.
     answers: VecDeque<Event>,
@@ -82,7 +83,6 @@ impl Core {
             inbox,
             responders: BTreeMap::new(),
             long_polls: BTreeSet::new(),
-            last_request: 0,
             draining: false,
             answers: VecDeque::new(),
             writes: Vec::new(),
@@ -148,7 +148,8 @@ impl Core {
 
     fn take(&mut self, inbound: Inbound) -> Flow {
         match inbound {
-            Inbound::Request(call, responder) => self.requested(*call, responder),
+            Inbound::Request(request, call, responder) => self.requested(request, *call, responder),
+            Inbound::Left(request) => self.left(request),
             Inbound::Link(enclave_id, event) => self.handle(match event {
                 LinkEvent::Up => Event::EnclaveFound { enclave_id },
                 LinkEvent::Down => Event::EnclaveLost { enclave_id },
@@ -166,17 +167,25 @@ impl Core {
         Flow::On
     }
 
-    fn requested(&mut self, call: Call, responder: Responder) {
+    fn requested(&mut self, request: RequestId, call: Call, responder: Responder) {
+        if responder.is_too_late() {
+            return;
+        }
         if call.is_long_poll() && self.draining {
             return responder.send(shutting_down());
         }
-        self.last_request += 1;
-        let request = RequestId(self.last_request);
         if call.is_long_poll() {
             self.long_polls.insert(request);
         }
         self.responders.insert(request, responder);
         self.handle(Event::Requested { request, call });
+    }
+
+    fn left(&mut self, request: RequestId) {
+        if self.responders.remove(&request).is_some() {
+            self.long_polls.remove(&request);
+            self.handle(Event::Abandoned { request });
+        }
     }
 
     /// Long polls would hold the listener's end up for as long as they may wait.

@@ -21,6 +21,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use keymeld_core::api::problem;
 use keymeld_core::api::router::route;
 use keymeld_core::entropy::{Entropy, EntropyFailed, Origin};
-use keymeld_core::gateway::Gateway;
+use keymeld_core::gateway::{Gateway, RequestId};
 use keymeld_core::id::EnclaveId;
 use keymeld_store::{OpenError, Store};
 use keymeld_transport::clock::Clock;
@@ -198,12 +199,22 @@ fn pool(
 
 /// What the listener's threads do: read the request, check its proof, park it where it may wait long.
 fn service(inbox: Sender<Inbound>) -> Service {
+    let last_request = AtomicU64::new(0);
     Arc::new(move |request, responder| match route(&request) {
         Ok(call) => {
-            let responder = if call.is_long_poll() { responder.park() } else { Some(responder) };
+            let request = RequestId(last_request.fetch_add(1, Ordering::Relaxed) + 1);
+            let responder = if call.is_long_poll() {
+                let inbox = inbox.clone();
+                responder.park(move || {
+                    // Nobody listens any more where the gateway ends.
+                    let _ = inbox.send(Inbound::Left(request));
+                })
+            } else {
+                Some(responder)
+            };
             if let Some(responder) = responder {
                 // A responder that comes back in an error answers by being dropped.
-                let _ = inbox.send(Inbound::Request(Box::new(call), responder));
+                let _ = inbox.send(Inbound::Request(request, Box::new(call), responder));
             }
         }
         Err(code) => {

@@ -126,6 +126,9 @@ fn bad_settings_are_refused_with_a_reason() {
         (format!("{settings}[keygen]\ntimeout_default_ms = 0"), "timeout_default_ms"),
         (format!("api_token = \"\"\n{settings}"), "api_token"),
         (format!("{settings}[log]\nlevel = \"loud\""), "loud"),
+        (format!("{settings}[http]\nheaders_max = 0"), "no limit is 0"),
+        (format!("{settings}[http]\nidle_ms = 9223372036854775807"), "longer than a day"),
+        (format!("{settings}[tls]\nkey = \"k\""), "certificate"),
         (format!("enclaves = []\n{}", settings.split("[[").next().expect("a part")), "enclaves"),
     ] {
         let reason = refusal(&check(&text), 2);

@@ -67,7 +67,7 @@ fn heavy(number: u8) -> Vec<u8> {
 /// Sends until everybody has sent enough, without ever reading, over connections that are given up.
 fn flood(address: &str, number: u8, sent: &AtomicUsize) {
     let frame = heavy(number);
-    let frames = if number % 2 == 0 { FRAMES } else { usize::MAX };
+    let frames = if number.is_multiple_of(2) { FRAMES } else { usize::MAX };
     let mut round = 0;
     while sent.load(Ordering::Relaxed) < SENT {
         let mut stream = TcpStream::connect(address).expect("it accepts");

@@ -59,6 +59,7 @@ fn what_the_listener_refuses_is_a_problem_with_a_code_and_changes_nothing() {
         Refusal::Unanswered,
         Refusal::AnswerTimedOut,
         Refusal::TooManyConnections,
+        Refusal::TooManyBytes,
         Refusal::TooManyParked,
         Refusal::TlsRequired,
     ];

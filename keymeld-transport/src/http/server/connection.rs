@@ -11,9 +11,12 @@ use super::head;
 use super::limits::ServerLimits;
 use super::refusal::Refusal;
 use super::stream::{Stream, TLS_HANDSHAKE};
+use super::table::Seat;
 use super::tls::Tls;
 
 const READ_BYTES: usize = 8 * 1024;
+/// So much of each request does not count towards [`ServerLimits::held_bytes_max`].
+const SMALL_BYTES: usize = 64 * 1024;
 /// How much of what a refused peer goes on to send is read and thrown away.
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 
@@ -40,10 +43,9 @@ pub(super) struct Connection {
 impl Connection {
     /// # Errors
     /// What the socket says; the peer may be gone already.
-    pub(super) fn new(stream: Arc<TcpStream>) -> io::Result<Self> {
+    pub(super) fn new(stream: Arc<TcpStream>, peer: IpAddr) -> io::Result<Self> {
         // An answer is one write; waiting for more of it would only delay it.
         stream.set_nodelay(true)?;
-        let peer = stream.peer_addr()?.ip();
         let stream = Stream::new(stream);
         Ok(Connection { stream, peer, buffer: Vec::new(), first_by: None, close: false })
     }
@@ -85,7 +87,7 @@ impl Connection {
     }
 
     /// Reads one request, all of it by a deadline that starts now or has started with the handshake.
-    pub(super) fn read_request(&mut self, limits: &ServerLimits) -> Result<Request, Stop> {
+    pub(super) fn read_request(&mut self, seat: &Seat, limits: &ServerLimits) -> Result<Request, Stop> {
         let deadline = self.first_by.take().unwrap_or_else(|| after_ms(limits.request_time_ms));
         let mut seen = 0;
         let end = loop {
@@ -103,7 +105,13 @@ impl Connection {
         }
         // The buffer grows with what arrives, never with what was announced.
         while self.buffer.len() < whole {
+            let more = (whole - self.buffer.len()).min(self.buffer.len());
+            self.buffer.reserve_exact(more);
             self.fill_some(deadline)?;
+            let held = self.buffer.len().saturating_sub(SMALL_BYTES);
+            if held > 0 && !seat.hold(held, limits.held_bytes_max) {
+                return Err(Stop::Refused(Refusal::TooManyBytes));
+            }
         }
         let rest = self.buffer.split_off(whole);
         let mut body = std::mem::replace(&mut self.buffer, rest);
@@ -130,6 +138,11 @@ impl Connection {
     ) -> io::Result<()> {
         let bytes = response_bytes(response, close);
         self.stream.write(&bytes, after_ms(limits.write_time_ms))
+    }
+
+    /// Writes as much of a last response as goes out without waiting.
+    pub(super) fn write_at_once(&mut self, response: &Response) {
+        self.stream.write_at_once(&response_bytes(response, true));
     }
 
     /// Ends the connection so that its last response arrives: closing with unread bytes would reset it.

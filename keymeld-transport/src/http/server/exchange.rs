@@ -24,13 +24,16 @@ impl From<Refusal> for Answer {
     }
 }
 
+/// Called where a parked request's peer has left.
+type Notice = Box<dyn FnOnce() + Send>;
+
 enum State {
     /// The connection's thread waits.
     Pending,
     /// The connection's thread is to leave its connection here and end.
-    ParkWanted,
+    ParkWanted(Notice),
     /// No thread waits.
-    Parked(Box<Connection>),
+    Parked(Box<Connection>, Notice),
     /// The connection's thread has not taken it yet.
     Answered(Answer),
     /// Taken, too late or cut off.
@@ -62,13 +65,13 @@ impl Exchange {
         loop {
             match mem::replace(&mut *state, State::Ended) {
                 State::Pending => {}
-                State::ParkWanted => {
-                    *state = State::Parked(connection);
+                State::ParkWanted(notice) => {
+                    *state = State::Parked(connection, notice);
                     return Outcome::Parked;
                 }
                 State::Answered(answer) => return Outcome::Answered(connection, answer),
                 State::Ended => return Outcome::Abandoned,
-                State::Parked(_) => unreachable!("only this wait parks, and it ends then"),
+                State::Parked(..) => unreachable!("only this wait parks, and it ends then"),
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -90,21 +93,44 @@ impl Exchange {
     fn answer(&self, answer: Answer) -> Option<(Box<Connection>, Answer)> {
         let mut state = self.lock();
         match mem::replace(&mut *state, State::Ended) {
-            State::Pending | State::ParkWanted => {
+            State::Pending | State::ParkWanted(_) => {
                 *state = State::Answered(answer);
                 self.changed.notify_all();
                 None
             }
-            State::Parked(connection) => Some((connection, answer)),
+            State::Parked(connection, _) => Some((connection, answer)),
             State::Answered(_) => unreachable!("a responder answers once"),
             State::Ended => None,
         }
     }
 
-    fn want_parking(&self) {
+    /// Ends the exchange where it is parked and its peer has closed, at least its own direction, and tells
+    /// the service.
+    pub(super) fn leave_if_gone(&self) -> bool {
+        let mut state = self.lock();
+        let gone = match &mut *state {
+            State::Parked(connection, _) => connection.stream.is_gone(),
+            State::Pending | State::ParkWanted(_) | State::Answered(_) | State::Ended => false,
+        };
+        if !gone {
+            return false;
+        }
+        let left = mem::replace(&mut *state, State::Ended);
+        drop(state);
+        if let State::Parked(_, notice) = left {
+            notice();
+        }
+        true
+    }
+
+    fn is_ended(&self) -> bool {
+        matches!(*self.lock(), State::Ended)
+    }
+
+    fn want_parking(&self, notice: Notice) {
         let mut state = self.lock();
         if matches!(*state, State::Pending) {
-            *state = State::ParkWanted;
+            *state = State::ParkWanted(notice);
             self.changed.notify_all();
         }
     }
@@ -140,19 +166,34 @@ impl Responder {
     /// one until it is answered. `None` where the parked table is full, for all or for this peer's
     /// address: 429 has been answered then. Parking twice changes nothing.
     ///
+    /// Peers that leave are looked for only where places are short. `gone` is called, from any thread, where
+    /// this one has left; whoever gets its place asks after that.
+    ///
     /// The caller bounds how long a request stays parked and how many a session has.
-    pub fn park(mut self) -> Option<Responder> {
+    pub fn park(mut self, gone: impl FnOnce() + Send + 'static) -> Option<Responder> {
         if self.place.is_none() {
-            let limits = &self.shared.limits;
-            let (max, per_address_max) = (limits.parked_max, limits.parked_per_address_max);
-            self.place = self.shared.table.reserve(self.peer, &self.exchange, max, per_address_max);
+            self.place = self.reserve();
+            if self.place.is_none() && self.shared.table.sweep(self.peer, self.shared.limits.parked_max) {
+                self.place = self.reserve();
+            }
             if self.place.is_none() {
                 self.answer(Refusal::TooManyParked.into());
                 return None;
             }
-            self.exchange.want_parking();
+            self.exchange.want_parking(Box::new(gone));
         }
         Some(self)
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub fn is_too_late(&self) -> bool {
+        self.exchange.is_ended()
+    }
+
+    fn reserve(&self) -> Option<ParkedPlace> {
+        let limits = &self.shared.limits;
+        let (max, per_address_max) = (limits.parked_max, limits.parked_per_address_max);
+        self.shared.table.reserve(self.peer, &self.exchange, max, per_address_max)
     }
 
     fn answer(&mut self, answer: Answer) {

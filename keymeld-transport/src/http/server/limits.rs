@@ -2,8 +2,9 @@
 
 /// The bounds of a [`Server`](super::Server).
 ///
-/// Descriptors in use are at most about `connections_max + parked_max`; threads at most `connections_max`
-/// and those that finish an answer.
+/// Descriptors in use are at most about `connections_max + parked_max`; threads at most twice `connections_max`,
+/// half of them about to end. Bytes of requests are at most `held_bytes_max` and, for each connection, a head
+/// and 64 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
     /// Bytes of a request line and headers together, with their last empty line.
@@ -12,7 +13,11 @@ pub struct ServerLimits {
     pub headers_max: usize,
     /// Bytes of a body.
     pub body_bytes_max: usize,
-    /// Connections with a thread. At the cap the longest-idle one is closed for a new one.
+    /// Bytes of large requests, beyond the first 64 KiB of each, that all connections hold together until they
+    /// are answered. Where more arrive, those that arrive slowest make way.
+    pub held_bytes_max: usize,
+    /// Connections with a thread. At the cap one is closed for a new one: of the address that has most of
+    /// them, the longest-idle one.
     pub connections_max: usize,
     /// Milliseconds from the first byte of a request to its last.
     pub request_time_ms: u64,
@@ -27,7 +32,7 @@ pub struct ServerLimits {
     pub linger_ms: u64,
     /// Parked requests together.
     pub parked_max: usize,
-    /// Parked requests of one peer address. Where a proxy stands in front, all peers have its address.
+    /// Parked requests of one peer address, or one IPv6 network of 64 bits. Where a proxy stands in front, all peers have its address.
     pub parked_per_address_max: usize,
 }
 
@@ -38,6 +43,8 @@ impl ServerLimits {
     pub const HEADERS_MAX: usize = 64;
     /// Default of [`body_bytes_max`](Self::body_bytes_max).
     pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+    /// Default of [`held_bytes_max`](Self::held_bytes_max).
+    pub const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
     /// Default of [`connections_max`](Self::connections_max).
     pub const CONNECTIONS_MAX: usize = 512;
     /// Default of [`request_time_ms`](Self::request_time_ms).
@@ -62,6 +69,7 @@ impl Default for ServerLimits {
             header_bytes_max: Self::HEADER_BYTES_MAX,
             headers_max: Self::HEADERS_MAX,
             body_bytes_max: Self::BODY_BYTES_MAX,
+            held_bytes_max: Self::HELD_BYTES_MAX,
             connections_max: Self::CONNECTIONS_MAX,
             request_time_ms: Self::REQUEST_TIME_MS,
             idle_ms: Self::IDLE_MS,

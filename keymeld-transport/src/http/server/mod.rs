@@ -203,7 +203,11 @@ fn refuse_one(listener: &TcpListener) {
 }
 
 fn admit(shared: &Arc<Shared>, stream: Arc<TcpStream>) {
-    let Some(seat) = shared.table.admit(&stream, shared.limits.connections_max) else {
+    let Ok(peer) = stream.peer_addr() else {
+        // Gone already.
+        return;
+    };
+    let Some(seat) = shared.table.admit(&stream, peer.ip(), shared.limits.connections_max) else {
         if shared.tls.is_some() {
             return;
         }
@@ -214,7 +218,7 @@ fn admit(shared: &Arc<Shared>, stream: Arc<TcpStream>) {
         }
         return;
     };
-    if let Ok(connection) = Connection::new(stream) {
+    if let Ok(connection) = Connection::new(stream, peer.ip()) {
         spawn(shared, seat, Box::new(connection), None);
     }
 }
@@ -222,10 +226,15 @@ fn admit(shared: &Arc<Shared>, stream: Arc<TcpStream>) {
 fn resume(shared: &Arc<Shared>, parked: &Receiver<Resumed>) {
     while let Ok(resumed) = parked.recv() {
         match resumed {
-            Resumed::Connection(connection, answer, place) => {
+            Resumed::Connection(mut connection, answer, place) => {
                 let max = shared.limits.connections_max;
-                let (seat, over) = shared.table.admit_answered(&connection.stream.socket, max);
-                let answer = Answer { close: answer.close || over, ..answer };
+                let (socket, peer) = (&connection.stream.socket, connection.peer);
+                let Some(seat) = shared.table.admit_answered(socket, peer, max) else {
+                    // The listener's end waits for this thread too.
+                    drop(place);
+                    connection.write_at_once(&answer.response);
+                    continue;
+                };
                 // Not before it has a seat, because the listener's end waits for both; not after the answer,
                 // because its peer may park again at once.
                 drop(place);
@@ -257,6 +266,9 @@ fn converse(shared: &Arc<Shared>, seat: &Seat, mut connection: Box<Connection>, 
     }
     loop {
         if let Some(answer) = answer {
+            if !seat.enter(Phase::Writing) {
+                return;
+            }
             let close = answer.close || connection.close || shared.table.is_closing();
             if connection.write_response(&answer.response, close, &shared.limits).is_err() {
                 return;
@@ -274,7 +286,7 @@ fn converse(shared: &Arc<Shared>, seat: &Seat, mut connection: Box<Connection>, 
         if !seat.enter(Phase::Reading) {
             return;
         }
-        let request = match connection.read_request(&shared.limits) {
+        let request = match connection.read_request(seat, &shared.limits) {
             Ok(request) => request,
             Err(Stop::Gone) => return,
             Err(Stop::Refused(refusal)) => {

@@ -45,6 +45,8 @@ pub enum Refusal {
     TransferEncoding,
     /// Every connection is busy.
     TooManyConnections,
+    /// The large requests under way are as many bytes as may be.
+    TooManyBytes,
     /// The service did not answer in time.
     AnswerTimedOut,
     /// Not HTTP/1.0 or HTTP/1.1.
@@ -53,7 +55,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, in the order of their declaration.
-    pub const ALL: [Refusal; 20] = [
+    pub const ALL: [Refusal; 21] = [
         Refusal::MalformedRequest,
         Refusal::AmbiguousFraming,
         Refusal::BadHost,
@@ -72,6 +74,7 @@ impl Refusal {
         Refusal::Unanswered,
         Refusal::TransferEncoding,
         Refusal::TooManyConnections,
+        Refusal::TooManyBytes,
         Refusal::AnswerTimedOut,
         Refusal::VersionNotSupported,
     ];
@@ -124,6 +127,11 @@ impl Refusal {
             Refusal::TooManyConnections => {
                 (503, "too-many-connections", "Every connection is busy. Try again.")
             }
+            Refusal::TooManyBytes => (
+                503,
+                "too-many-bytes",
+                "The large requests under way are all that there is room for. Try again.",
+            ),
             Refusal::AnswerTimedOut => (
                 503,
                 "answer-timed-out",
@@ -153,8 +161,13 @@ impl Refusal {
     /// The problem, in the API's one shape.
     pub fn response(self) -> Response {
         let (status, code, title) = self.row();
-        let again =
-            matches!(self, Refusal::TooManyParked | Refusal::TooManyConnections | Refusal::AnswerTimedOut);
+        let again = matches!(
+            self,
+            Refusal::TooManyParked
+                | Refusal::TooManyConnections
+                | Refusal::TooManyBytes
+                | Refusal::AnswerTimedOut
+        );
         let problem = Problem {
             kind: format!("urn:keymeld:problem:{code}"),
             title: title.to_owned(),

@@ -93,6 +93,25 @@ impl Stream {
         Ok(())
     }
 
+    /// Writes as much as goes out without waiting, and ends.
+    pub(super) fn write_at_once(&mut self, bytes: &[u8]) {
+        if self.socket.set_nonblocking(true).is_err() {
+            return;
+        }
+        // What does not go out is lost with the connection.
+        let _ = match &mut self.tls {
+            None => (&*self.socket).write(bytes),
+            Some(tls) => tls.writer().write(bytes).and_then(|_| {
+                say_goodbye(tls);
+                while tls.wants_write() {
+                    tls.write_tls(&mut &*self.socket)?;
+                }
+                Ok(0)
+            }),
+        };
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
     /// Says that nothing more will be written.
     pub(super) fn finish(&mut self, deadline: Instant) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
@@ -102,10 +121,47 @@ impl Stream {
         self.socket.shutdown(Shutdown::Write)
     }
 
+    /// Whether the peer has closed, at least its own direction. Never waits.
+    pub(super) fn is_gone(&mut self) -> bool {
+        if self.socket.set_nonblocking(true).is_err() {
+            return true;
+        }
+        let gone = match &mut self.tls {
+            None => match self.socket.peek(&mut [0]) {
+                Ok(count) => count == 0,
+                Err(error) => !is_pause(&error),
+            },
+            Some(tls) => has_left(tls, &self.socket),
+        };
+        gone || self.socket.set_nonblocking(false).is_err()
+    }
+
     /// Reads and throws away what the peer still sends, ciphertext or not.
     pub(super) fn discard(&mut self, piece: &mut [u8], deadline: Instant) -> io::Result<usize> {
         Timed { socket: &self.socket, deadline }.read(piece)
     }
+}
+
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// Looks at what has arrived: a peer that leaves says so under TLS before it closes.
+fn has_left(tls: &mut ServerConnection, mut socket: &TcpStream) -> bool {
+    // What is deciphered stays within the bound of its buffer; whoever sends more has not left.
+    while tls.wants_read() {
+        match tls.read_tls(&mut socket) {
+            Ok(0) => return true,
+            Ok(_) => match tls.process_new_packets() {
+                Ok(state) if state.peer_has_closed() => return true,
+                Ok(state) if state.plaintext_bytes_to_read() > 0 => return false,
+                Ok(_) => {}
+                Err(_) => return true,
+            },
+            Err(error) => return !is_pause(&error),
+        }
+    }
+    false
 }
 
 impl Drop for Stream {

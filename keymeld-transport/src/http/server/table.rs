@@ -1,11 +1,15 @@
 //! Which connections there are, what each is doing, and which requests are parked.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Shutdown, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
+
+/// At most so often all parked connections are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a connection's thread is doing, in the order in which connections are closed for new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,15 +18,20 @@ pub(super) enum Phase {
     Idle,
     /// Reads a request.
     Reading,
-    /// Waits for the service, or writes its answer. Never closed for another connection.
+    /// Writes an answer, for long only to a peer that does not read.
+    Writing,
+    /// Waits for the service. Never closed for another connection.
     Answering,
 }
 
 struct Active {
     stream: Arc<TcpStream>,
+    address: IpAddr,
     phase: Phase,
     since: Instant,
     exchange: Weak<Exchange>,
+    /// Bytes of its request that count towards the bound for all.
+    held: usize,
 }
 
 struct Place {
@@ -40,8 +49,11 @@ struct Inner {
     /// Threads that ever ended, so that a wait can tell whether one did.
     ended: u64,
     active: BTreeMap<u64, Active>,
+    /// The sum over all of [`Active::held`].
+    held: usize,
     places: BTreeMap<u64, Place>,
     places_by_address: BTreeMap<IpAddr, usize>,
+    swept: Option<Instant>,
 }
 
 impl Inner {
@@ -50,15 +62,33 @@ impl Inner {
         self.next_id
     }
 
-    /// Closes the connection that has been idle longest, or else the one that has been reading longest.
+    /// Closes a connection of the address that has most of them, so that nobody drives others out by
+    /// coming often: there the one that has been idle longest, or else reading, or else writing.
     fn evict(&mut self) -> bool {
+        let closable = || self.active.iter().filter(|(_, active)| active.phase != Phase::Answering);
+        let mut of_address: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for (_, active) in closable() {
+            *of_address.entry(active.address).or_default() += 1;
+        }
+        let victim = closable()
+            .min_by_key(|(_, active)| (Reverse(of_address[&active.address]), active.phase, active.since))
+            .map(|(id, _)| *id);
+        self.close(victim)
+    }
+
+    /// Closes the connection, other than this one, that has been reading a large request longest.
+    fn evict_holder(&mut self, but: u64) -> bool {
         let victim = self
             .active
             .iter()
-            .filter(|(_, active)| active.phase != Phase::Answering)
-            .min_by_key(|(_, active)| (active.phase, active.since))
+            .filter(|(id, active)| **id != but && active.phase == Phase::Reading && active.held > 0)
+            .min_by_key(|(_, active)| active.since)
             .map(|(id, _)| *id);
-        let Some(active) = victim.and_then(|id| self.active.remove(&id)) else {
+        self.close(victim)
+    }
+
+    fn close(&mut self, victim: Option<u64>) -> bool {
+        let Some(active) = victim.and_then(|id| self.remove(id)) else {
             return false;
         };
         // The peer may be gone already.
@@ -66,11 +96,44 @@ impl Inner {
         true
     }
 
-    fn insert(&mut self, stream: Arc<TcpStream>, phase: Phase) -> u64 {
+    fn insert(&mut self, stream: &Arc<TcpStream>, address: IpAddr, phase: Phase) -> u64 {
         let id = self.id();
         self.threads += 1;
-        self.active.insert(id, Active { stream, phase, since: Instant::now(), exchange: Weak::new() });
+        let active = Active {
+            stream: Arc::clone(stream),
+            address: group(address),
+            phase,
+            since: Instant::now(),
+            exchange: Weak::new(),
+            held: 0,
+        };
+        self.active.insert(id, active);
         id
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Active> {
+        let active = self.active.remove(&id)?;
+        self.held -= active.held;
+        Some(active)
+    }
+
+    fn give_up_place(&mut self, id: u64) {
+        if let Some(place) = self.places.remove(&id) {
+            let here = self.places_by_address.get(&place.address).copied().unwrap_or(0);
+            if here > 1 {
+                self.places_by_address.insert(place.address, here - 1);
+            } else {
+                self.places_by_address.remove(&place.address);
+            }
+        }
+    }
+}
+
+/// Whoever has an IPv6 address has the other 2^64 of its network too.
+fn group(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -83,22 +146,41 @@ pub(super) struct Table {
 
 impl Table {
     /// Lists a new connection, closing another for it at the cap; `None` where every one is busy.
-    pub(super) fn admit(self: &Arc<Self>, stream: &Arc<TcpStream>, max: usize) -> Option<Seat> {
-        let mut inner = self.lock();
-        if inner.closing || (inner.active.len() >= max && !inner.evict()) {
-            return None;
-        }
-        let id = inner.insert(Arc::clone(stream), Phase::Idle);
-        Some(Seat { table: Arc::clone(self), id })
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        stream: &Arc<TcpStream>,
+        address: IpAddr,
+        max: usize,
+    ) -> Option<Seat> {
+        self.seat(stream, address, Phase::Idle, max)
     }
 
-    /// Lists the connection of a parked request that has its answer now, and says whether that is one
-    /// more than the cap.
-    pub(super) fn admit_answered(self: &Arc<Self>, stream: &Arc<TcpStream>, max: usize) -> (Seat, bool) {
+    /// Lists the connection of a parked request that has its answer now; `None` where every one is busy.
+    pub(super) fn admit_answered(
+        self: &Arc<Self>,
+        stream: &Arc<TcpStream>,
+        address: IpAddr,
+        max: usize,
+    ) -> Option<Seat> {
+        self.seat(stream, address, Phase::Writing, max)
+    }
+
+    fn seat(
+        self: &Arc<Self>,
+        stream: &Arc<TcpStream>,
+        address: IpAddr,
+        phase: Phase,
+        max: usize,
+    ) -> Option<Seat> {
         let mut inner = self.lock();
-        let over = inner.active.len() >= max && !inner.evict();
-        let id = inner.insert(Arc::clone(stream), Phase::Answering);
-        (Seat { table: Arc::clone(self), id }, over)
+        let closing = inner.closing && phase == Phase::Idle;
+        // Closed connections' threads end soon, but not at once.
+        if closing || inner.threads >= max.saturating_mul(2) || (inner.active.len() >= max && !inner.evict())
+        {
+            return None;
+        }
+        let id = inner.insert(stream, address, phase);
+        Some(Seat { table: Arc::clone(self), id })
     }
 
     /// Closes the longest-idle connection, if there is one, and waits until some thread has ended and so
@@ -122,6 +204,7 @@ impl Table {
         max: usize,
         per_address_max: usize,
     ) -> Option<ParkedPlace> {
+        let address = group(address);
         let mut inner = self.lock();
         let here = inner.places_by_address.get(&address).copied().unwrap_or(0);
         if inner.places.len() >= max || here >= per_address_max {
@@ -131,6 +214,34 @@ impl Table {
         inner.places_by_address.insert(address, here + 1);
         inner.places.insert(id, Place { address, exchange: Arc::downgrade(exchange) });
         Some(ParkedPlace { table: Arc::clone(self), id })
+    }
+
+    /// Gives up the places of parked requests whose peers have left, where places are short: all, or those
+    /// of one address. False where it has just been done, and there is no telling.
+    pub(super) fn sweep(&self, address: IpAddr, max: usize) -> bool {
+        let address = group(address);
+        let mut inner = self.lock();
+        if inner.swept.is_some_and(|swept| swept.elapsed() < SWEEP_INTERVAL) {
+            return false;
+        }
+        inner.swept = Some(Instant::now());
+        let all = inner.places.len() >= max;
+        let places: Vec<(u64, Weak<Exchange>)> = inner
+            .places
+            .iter()
+            .filter(|(_, place)| all || place.address == address)
+            .map(|(id, place)| (*id, place.exchange.clone()))
+            .collect();
+        // An exchange is never locked under the table's lock.
+        drop(inner);
+        for (id, exchange) in places {
+            // The service is told first: whoever gets the place comes after that.
+            if exchange.upgrade().is_some_and(|exchange| exchange.leave_if_gone()) {
+                self.lock().give_up_place(id);
+                self.changed.notify_all();
+            }
+        }
+        true
     }
 
     /// Parked requests and connections with a thread.
@@ -147,7 +258,8 @@ impl Table {
     pub(super) fn begin_closing(&self) {
         let mut inner = self.lock();
         inner.closing = true;
-        // Unlisted, so that one whose next request arrives just now does not begin with it.
+        // Unlisted, so that one whose next request arrives just now does not begin with it. What is idle
+        // holds nothing.
         inner.active.retain(|_, active| {
             let busy = active.phase != Phase::Idle;
             if !busy {
@@ -229,14 +341,37 @@ impl Seat {
         if inner.cut || (inner.closing && phase == Phase::Idle) {
             return false;
         }
-        let Some(active) = inner.active.get_mut(&self.id) else {
+        let Inner { active, held, .. } = &mut *inner;
+        let Some(active) = active.get_mut(&self.id) else {
             return false;
         };
         if active.phase != phase {
             active.phase = phase;
             active.since = Instant::now();
         }
+        if matches!(phase, Phase::Idle | Phase::Writing) {
+            *held -= std::mem::take(&mut active.held);
+        }
         active.exchange = exchange;
+        true
+    }
+
+    /// Says how many bytes of a request the thread holds, which count until its answer; false where that
+    /// would be more than the bound for all, even after others that read slowly were closed.
+    pub(super) fn hold(&self, bytes: usize, max: usize) -> bool {
+        let mut inner = self.table.lock();
+        // One that was closed meanwhile closes nobody else.
+        let Some(before) = inner.active.get(&self.id).map(|active| active.held) else {
+            return false;
+        };
+        while inner.held - before + bytes > max {
+            if !inner.evict_holder(self.id) {
+                return false;
+            }
+        }
+        let Inner { active, held, .. } = &mut *inner;
+        active.get_mut(&self.id).expect("listed above, and not closed by itself").held = bytes;
+        *held = *held - before + bytes;
         true
     }
 }
@@ -244,7 +379,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.table.lock();
-        inner.active.remove(&self.id);
+        inner.remove(self.id);
         inner.threads -= 1;
         inner.ended += 1;
         self.table.changed.notify_all();
@@ -260,14 +395,88 @@ pub(super) struct ParkedPlace {
 impl Drop for ParkedPlace {
     fn drop(&mut self) {
         let mut inner = self.table.lock();
-        if let Some(place) = inner.places.remove(&self.id) {
-            let here = inner.places_by_address.get(&place.address).copied().unwrap_or(0);
-            if here > 1 {
-                inner.places_by_address.insert(place.address, here - 1);
-            } else {
-                inner.places_by_address.remove(&place.address);
-            }
-        }
+        inner.give_up_place(self.id);
         self.table.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{IpAddr, TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::{Phase, Seat, Table, group};
+
+    /// A seat, and the peer's end of its connection.
+    fn seat(table: &Arc<Table>, address: &str, max: usize) -> (Seat, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        peer.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout");
+        let stream = Arc::new(listener.accept().expect("a peer").0);
+        (table.admit(&stream, address.parse().expect("an address"), max).expect("a seat"), peer)
+    }
+
+    fn is_open((seat, peer): &(Seat, TcpStream)) -> bool {
+        let open = !matches!((&*peer).read(&mut [0]), Ok(0));
+        assert_eq!(open, seat.table.lock().active.contains_key(&seat.id));
+        open
+    }
+
+    #[test]
+    fn whoever_comes_most_often_makes_way() {
+        let table = Arc::new(Table::default());
+        let first = seat(&table, "10.0.0.1", 4);
+        let flood: Vec<_> = (0..6).map(|_| seat(&table, "10.0.0.2", 4)).collect();
+        let last = seat(&table, "10.0.0.3", 4);
+        assert!(is_open(&first) && is_open(&last));
+        assert_eq!(flood.iter().map(is_open).collect::<Vec<_>>(), [false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn among_those_of_one_address_the_idle_go_first_and_then_who_reads_or_takes_no_answer() {
+        let table = Arc::new(Table::default());
+        let all: Vec<_> = (0..4).map(|_| seat(&table, "10.0.0.1", 4)).collect();
+        let phases = [Phase::Answering, Phase::Writing, Phase::Reading, Phase::Idle];
+        for ((seat, _), phase) in all.iter().zip(phases) {
+            assert!(seat.enter(phase));
+        }
+        for left in [3, 2, 1] {
+            assert_eq!(all.iter().filter(|one| is_open(one)).count(), left + 1);
+            let (newest, _peer) = seat(&table, "10.0.0.1", 4);
+            assert!(newest.enter(Phase::Answering));
+            std::mem::forget(newest);
+            assert!(!is_open(&all[left]));
+        }
+        assert!(is_open(&all[0]));
+    }
+
+    #[test]
+    fn large_requests_share_a_bound_and_slow_ones_make_way() {
+        let table = Arc::new(Table::default());
+        let all: Vec<_> = (0..3).map(|_| seat(&table, "10.0.0.1", 9)).collect();
+        let [(slow, _), (fast, _), (done, _)] = &all[..] else { unreachable!("three") };
+        for seat in [slow, fast, done] {
+            assert!(seat.enter(Phase::Reading));
+        }
+        assert!(done.hold(40, 100) && done.enter(Phase::Answering));
+        assert!(slow.hold(60, 100) && !slow.hold(61, 100));
+        assert!(fast.hold(60, 100), "the slow one goes");
+        assert!(!is_open(&all[0]) && is_open(&all[1]) && is_open(&all[2]));
+        assert!(!fast.hold(70, 100), "what is being answered stays");
+        assert!(!slow.hold(1, 100), "closed");
+        assert!(done.enter(Phase::Writing) && fast.hold(100, 100));
+        drop(all);
+        assert_eq!(table.lock().held, 0);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_counts_as_one() {
+        let of = |text: &str| group(text.parse::<IpAddr>().expect("an address"));
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::1"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
     }
 }
