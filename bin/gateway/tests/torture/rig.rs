@@ -271,6 +271,26 @@ impl Rig {
         cost(self.child.id()).descriptors
     }
 
+    /// The least that it takes within half a second: nobody else's request is under way then.
+    pub(crate) fn at_rest(&self) -> Cost {
+        let begun = Instant::now();
+        let mut least = cost(self.child.id());
+        while begun.elapsed() < Duration::from_millis(500) {
+            let now = cost(self.child.id());
+            if (now.threads, now.descriptors) < (least.threads, least.descriptors) {
+                least = now;
+            }
+            thread::yield_now();
+        }
+        least
+    }
+
+    /// Waits until so many connections more are open, and none of them has a thread.
+    pub(crate) fn await_parked(&self, rest: Cost, count: usize) {
+        let descriptors = rest.descriptors + count as u64;
+        self.settled(|now| now.threads <= rest.threads && now.descriptors >= descriptors);
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let process = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &process]).status().expect("kill runs").success());
