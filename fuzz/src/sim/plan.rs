@@ -126,17 +126,24 @@ impl Plan {
         let hostile = hostile.unwrap_or(hostile_drawn);
         let enclaves = [1, 1, 2, 2, 2, 2, 3, 4][chance.place("enclaves", 8)];
         let circles = [1, 1, 1, 1, 1, 2, 2, 3][chance.place("circles", 8)];
-        Plan {
+        let mut plan = Plan {
             enclaves,
             workers: if chance.one_in("workers", 4) { 2 } else { 1 },
             circles: (0..circles).map(|_| circle(chance, circles, hostile)).collect(),
-            sessions_max: chance.one_in("small memory", 5).then(|| chance.between("memory", 1, 3) as usize),
+            sessions_max: None,
             hostile,
             quiet_ms: chance.between("quiet", 30_000, 240_000),
             rates: rates(chance, hostile),
             watched: chance.one_in("watched", 3),
             rotations: if chance.one_in("rotations", 4) { 1 } else { 0 },
+        };
+        if chance.one_in("small memory", 5) {
+            // Long polls keep sessions in memory: with an honest wire all that people follow find room.
+            let sessions: usize = plan.circles.iter().map(|circle| 1 + circle.wants.len()).sum();
+            let fewer = chance.between("memory", 1, 3) as usize;
+            plan.sessions_max = Some(if hostile { fewer } else { sessions });
         }
+        plan
     }
 }
 
