@@ -231,7 +231,7 @@ impl World {
         }
         self.log.note(format_args!("the gateway dies{}", if torn { " in a commit" } else { "" }));
         self.gateway.disk.reopen(&files);
-        self.god.ledger.check(&mut self.gateway.disk);
+        self.god.gateway_died(&mut self.gateway.disk);
         self.gateway.life = self.new_life();
         self.gateway.machine = None;
         self.gateway.inbox.clear();

@@ -13,11 +13,12 @@ use keymeld_core::crypto::auth;
 use keymeld_core::crypto::derive::{Purpose, derive};
 use keymeld_core::id::{AttemptId, EnclaveId, ItemId, KeygenId, SigningId, SubsetId, UserId};
 use keymeld_core::limits::SKEW_MS;
-use keymeld_core::record::{Family, Persist, RecordKey};
+use keymeld_core::record::{Family, Persist, Query, RecordKey};
 use keymeld_core::secret::Secret;
 use musig2::KeyAggContext;
 use musig2::secp::{MaybeScalar, Point};
 
+use super::disk::Disk;
 use super::leaks::Leaks;
 use super::ledger::Ledger;
 use super::log::Log;
@@ -409,6 +410,17 @@ impl God {
                 Family::Keygen | Family::Signing => {}
             }
         }
+    }
+
+    /// The gateway has died: what its disk says now is where its keygens are. A commit that it died in may be
+    /// there, and an older database may have taken its place.
+    pub(crate) fn gateway_died(&mut self, disk: &mut Disk) {
+        self.ledger.check(disk);
+        self.heads.retain(|record, state| {
+            let rows = disk.load(&Query::Record(*record)).expect("nothing is wrong with this disk");
+            let head = rows.iter().find(|row| row.key.part == 0);
+            head.inspect(|row| *state = state_of(&row.body)).is_some()
+        });
     }
 
     /// An enclave's new identity, as only it and the key service know it.

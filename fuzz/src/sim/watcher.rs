@@ -23,12 +23,15 @@ pub(crate) struct Watcher {
     /// What it follows, by path, with the revision and the state that were shown last.
     follows: BTreeMap<String, (u64, Option<SigningState>)>,
     ended: BTreeSet<String>,
+    /// Circles that it looks at again after a while.
+    looks_again: BTreeSet<usize>,
     asked: u64,
 }
 
 impl World {
     /// Follows what is not followed yet.
     pub(crate) fn watches(&mut self, circle: usize) {
+        self.watcher.looks_again.remove(&circle);
         let mut paths = Vec::new();
         if let Some(keygen_id) = self.god.circles[circle].keygen_id {
             paths.push(format!("{PREFIX}keygen/{keygen_id}/status"));
@@ -86,7 +89,10 @@ impl World {
             }
             (None, None) => {
                 self.watcher.follows.remove(&path);
-                return self.later(3_000, Happening::Watches { circle });
+                if self.watcher.looks_again.insert(circle) {
+                    self.later(3_000, Happening::Watches { circle });
+                }
+                return;
             }
         };
         if ended {

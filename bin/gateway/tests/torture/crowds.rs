@@ -196,7 +196,6 @@ fn key(byte: u8) -> AuthKey {
 }
 
 #[test]
-#[ignore = "now and then one of the polls is answered instead of parked, and it is not known why; ci/torture runs it"]
 fn parked_long_polls_keep_nobody_out_and_those_who_leave_make_way() {
     let count = scale(300, 500);
     let limits = format!("{LIMITS}parked_max = {count}\n");

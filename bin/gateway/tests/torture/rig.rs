@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use keymeld_core::api::http::Method;
 use keymeld_transport::http::client::{Client, Outgoing, Roots};
+use keymeld_transport::link::PoolOptions;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -273,6 +274,15 @@ impl Rig {
 
     /// The least that it takes within half a second: nobody else's request is under way then.
     pub(crate) fn at_rest(&self) -> Cost {
+        // Each connection of the link has a thread once it is up; the first is enough to serve requests.
+        let connected = |name: &String| name == "link-write";
+        let begun = Instant::now();
+        while threads(self.child.id()).iter().filter(|name| connected(name)).count()
+            < PoolOptions::CONNECTIONS
+        {
+            assert!(begun.elapsed() < PATIENCE, "the link does not come up");
+            thread::yield_now();
+        }
         let begun = Instant::now();
         let mut least = cost(self.child.id());
         while begun.elapsed() < Duration::from_millis(500) {
@@ -326,7 +336,13 @@ impl Rig {
             if wanted(&now) && begun.elapsed() > Duration::from_millis(150) {
                 return now;
             }
-            assert!(begun.elapsed() < PATIENCE, "{}: {now:?} after {:?}", self.name, self.base);
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{}: {now:?} after {:?}, with the threads {:?}",
+                self.name,
+                self.base,
+                threads(self.child.id())
+            );
             thread::yield_now();
         }
     }
@@ -395,6 +411,13 @@ fn trust(pem: &str) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     Arc::new(config.expect("versions").with_root_certificates(roots).with_no_client_auth())
+}
+
+/// The names of a process's threads.
+fn threads(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it lives");
+    let name = |task: std::io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("comm")).ok();
+    tasks.filter_map(name).map(|name| name.trim().to_owned()).collect()
 }
 
 fn cost(process: u32) -> Cost {
