@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use keymeld_core::api::http::Method;
 use keymeld_transport::http::client::{Client, Outgoing, Roots};
-use keymeld_transport::link::PoolOptions;
+use keymeld_transport::link::pool::PoolOptions;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
