@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// Below so many seeds nothing is missed.
 pub const ENFORCED_FROM: u64 = 1_000;
 
-/// States and transitions of the machines' tables, and everything that can go wrong.
+/// States and transitions of the machines' tables, everything that can go wrong, and what a hostile host can do.
 ///
 /// `AggregatingNonces` lasts for no longer than a step of the gateway and is never shown.
 pub const WANTED: &[&str] = &[
@@ -68,6 +68,30 @@ pub const WANTED: &[&str] = &[
     "fault a client's generator",
     "fault the gateway's clock",
     "fault a client's clock",
+    "hostile: a clone",
+    "hostile: a database of before",
+    "hostile: a forged attestation",
+    "hostile: a forged intent",
+    "hostile: a forged no",
+    "hostile: a forged registration",
+    "hostile: a forged result",
+    "hostile: a forged review",
+    "hostile: a frame",
+    "hostile: a made-up row",
+    "hostile: a puppet takes part",
+    "hostile: a puppet tells its nonces",
+    "hostile: a reply",
+    "hostile: a request",
+    "hostile: a response",
+    "hostile: a result of its own",
+    "hostile: a roster of its own",
+    "hostile: a run of its own",
+    "hostile: a strike",
+    "hostile: an altered intent",
+    "hostile: an intent sealed as another",
+    "hostile: an older epoch",
+    "hostile: another roster shown",
+    "hostile: forged approvals",
 ];
 
 /// What was not reached.

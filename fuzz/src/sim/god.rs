@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use keymeld_core::api::rest::SignRequest;
-use keymeld_core::artifact::intent::Origin;
+use keymeld_core::artifact::Signed;
+use keymeld_core::artifact::intent::{Intent, IntentSignatures, Origin};
 use keymeld_core::artifact::manifest::Requesters;
 use keymeld_core::artifact::roster::Roster;
 use keymeld_core::artifact::tweak::TweakStep;
 use keymeld_core::bytes::{Blob, Hash, PublicKey, PublicNonce, XOnlyKey};
 use keymeld_core::crypto::auth;
 use keymeld_core::crypto::derive::{Purpose, derive};
+use keymeld_core::crypto::seal::Context;
 use keymeld_core::id::{AttemptId, EnclaveId, ItemId, KeygenId, SigningId, SubsetId, UserId};
 use keymeld_core::limits::SKEW_MS;
 use keymeld_core::record::{Family, Persist, Query, RecordKey};
@@ -19,6 +21,7 @@ use musig2::KeyAggContext;
 use musig2::secp::{MaybeScalar, Point};
 
 use super::disk::Disk;
+use super::judge::seal;
 use super::leaks::Leaks;
 use super::ledger::Ledger;
 use super::log::Log;
@@ -44,6 +47,8 @@ pub(crate) struct IntentFacts {
     pub(crate) want: Option<usize>,
     pub(crate) requester: usize,
     pub(crate) signing_id: SigningId,
+    /// The roster that it names.
+    pub(crate) roster_hash: Hash,
     pub(crate) created_at: u64,
     pub(crate) expires_at: u64,
     pub(crate) items: Vec<ItemFacts>,
@@ -63,7 +68,7 @@ pub(crate) struct CircleFacts {
     pub(crate) registered: Vec<Option<PublicKey>>,
     /// Every roster hash that an enclave certified.
     pub(crate) roster_hashes: BTreeSet<Hash>,
-    contexts: BTreeMap<(Vec<usize>, Vec<TweakStep>), KeyAggContext>,
+    contexts: BTreeMap<(Vec<PublicKey>, Vec<TweakStep>), KeyAggContext>,
 }
 
 /// An enclave's identity.
@@ -74,7 +79,6 @@ pub(crate) struct IdentityFacts {
     pub(crate) identity_key: XOnlyKey,
     pub(crate) ecies: Secret<32>,
     pub(crate) birth_ms: u64,
-    pub(crate) opened: bool,
 }
 
 /// Nonces that an enclave made.
@@ -131,6 +135,8 @@ pub(crate) struct God {
     /// The last time at which a session ends by itself, on virtual time.
     pub(crate) last_deadline_ms: u64,
     pub(crate) signed: u64,
+    /// Proofs with which something was done, by the gateway's life.
+    pub(crate) proofs: BTreeSet<(u64, String)>,
 }
 
 /// The states of keygens as heads of records number them.
@@ -162,6 +168,7 @@ impl God {
             births: (0..seats.len()).map(|seat| (seat, BTreeMap::new())).collect(),
             last_deadline_ms: 0,
             signed: 0,
+            proofs: BTreeSet::new(),
         };
         for circle in &plan.circles {
             god.learn_circle(circle);
@@ -290,6 +297,7 @@ impl God {
             want: Some(want),
             requester: of.requester,
             signing_id: request.signing_id,
+            roster_hash: self.roster_named(circle, request),
             // The client's clock may be off; its enclaves look.
             created_at: 0,
             expires_at: request.expires_at,
@@ -299,6 +307,18 @@ impl God {
             self.last_deadline_ms = self.last_deadline_ms.max(request.expires_at.saturating_sub(START));
         }
         self.intents.insert(request.intent_digest, facts);
+    }
+
+    /// The roster that a sealed intent names.
+    fn roster_named(&self, circle: usize, request: &SignRequest) -> Hash {
+        let &SignRequest { keygen_id, signing_id, intent_digest: digest, .. } = request;
+        let secret = self.circles[circle].session_secret.as_ref().expect("kept before anything is sent");
+        let key = derive(secret, Purpose::SigningSeal(signing_id));
+        let context = Context::Intent { keygen_id, signing_id, digest };
+        let plaintext = seal::open(&key, &context, &request.intent).expect("S3: an intent is sealed as such");
+        let signed: Signed<IntentSignatures> = serde_json::from_slice(&plaintext).expect("an intent");
+        let intent: Intent = serde_json::from_slice(&signed.body.0).expect("an intent");
+        intent.roster_hash
     }
 
     /// The circle with this keygen.
@@ -312,11 +332,12 @@ impl God {
     }
 
     /// An identity is in use: half of the people hear of it.
-    pub(crate) fn birth_seen(&mut self, enclave_id: EnclaveId, birth_ms: u64) {
+    pub(crate) fn identity_used(&mut self, enclave_key: PublicKey) {
+        let facts = &self.identities[&enclave_key];
         for (seat, births) in &mut self.births {
             if seat % 2 == 0 {
-                let newest = births.entry(enclave_id).or_default();
-                *newest = birth_ms.max(*newest);
+                let newest = births.entry(facts.enclave_id).or_default();
+                *newest = facts.birth_ms.max(*newest);
             }
         }
     }
@@ -329,15 +350,25 @@ impl God {
         signers: &[usize],
         tweak: &[TweakStep],
     ) -> Option<KeyAggContext> {
-        let known = (signers.to_vec(), tweak.to_vec());
+        let key = |signer: &usize| self.public_key(&plan.members[*signer].key);
+        let keys = signers.iter().map(key).collect();
+        self.aggregation(circle, keys, tweak)
+    }
+
+    /// The same of any keys.
+    pub(crate) fn aggregation(
+        &mut self,
+        circle: usize,
+        mut keys: Vec<PublicKey>,
+        tweak: &[TweakStep],
+    ) -> Option<KeyAggContext> {
+        keys.sort_by_key(|key| key.0);
+        let known = (keys, tweak.to_vec());
         if let Some(context) = self.circles[circle].contexts.get(&known) {
             return Some(context.clone());
         }
-        let key = |signer: &usize| self.public_key(&plan.members[*signer].key).0;
-        let mut points = Vec::new();
-        for signer in signers {
-            points.push(Point::from_slice(&key(signer)).ok()?);
-        }
+        let points = known.0.iter().map(|key| Point::from_slice(&key.0).ok());
+        let mut points = points.collect::<Option<Vec<Point>>>()?;
         points.sort();
         let mut context = KeyAggContext::new(points).ok()?;
         for step in tweak {

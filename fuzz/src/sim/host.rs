@@ -166,6 +166,11 @@ impl Host {
         self.processes.first().filter(|_| !self.down).map(|process| process.life)
     }
 
+    /// The host has the key service wrap a key, and knows it.
+    pub(crate) fn wrap_key(&mut self, context: DataKeyContext) -> Option<DataKey> {
+        self.keys.generate(context).ok()
+    }
+
     /// The data key that a row's seed is sealed under: what only the key service and an enclave know.
     pub(crate) fn data_key(&self, encrypted: &[u8]) -> Option<Secret<32>> {
         self.keys.keyring.get(encrypted).map(|(_, key)| Secret::copied_from(key.expose()))
@@ -418,7 +423,14 @@ impl World {
         let reply = Reply::decode(&body).expect("an enclave speaks the protocol");
         self.god.leaks.scan(&body, "a frame from an enclave");
         if let Some(request) = &asked.request {
+            let routed = asked.routing_id == request.routing_id() || matches!(reply, Reply::Refused(_));
+            assert!(routed, "S3: an enclave carries out a frame that is routed to another session");
             self.judge_reply((at, life), worked, request, &reply);
+        }
+        if let (Some(Request::OpenIdentity(row)), Reply::IdentityOpened, Origin::Gateway { .. }) =
+            (&asked.request, &reply, asked.origin)
+        {
+            self.god.identity_used(row.ecies_key);
         }
         self.reply_on_wire(at, asked.origin, asked.routing_id, body, &reply);
     }

@@ -187,7 +187,8 @@ fn rates(chance: &mut Chance, hostile: bool) -> Rates {
 fn circle(chance: &mut Chance, circles: u64, hostile: bool) -> CirclePlan {
     let count = if circles > 1 { [2, 2, 2, 3] } else { [2, 3, 3, 4] }[chance.place("members", 4)];
     let count = if chance.one_in("five members", 24) { 5 } else { count };
-    let delegates = chance.one_in("all delegate", 3);
+    // Whoever delegates to colluders has little left but what enclaves see to.
+    let delegates = chance.one_in("all delegate", if hostile { 2 } else { 3 });
     let mut members: Vec<MemberPlan> = (0..count)
         .map(|index| MemberPlan {
             key: chance.bytes("key"),

@@ -131,6 +131,11 @@ impl World {
             && let Some(call) = &exchange.call
         {
             let call = call.clone();
+            let done = (200..300).contains(&response.status);
+            if let Some(proof) = exchange.request.proof.clone().filter(|_| done) {
+                let first = self.god.proofs.insert((self.gateway.life, proof));
+                assert!(first, "a proof is taken twice");
+            }
             self.god.leaks.scan(&response.body, "a response");
             self.judge_response(&call, &response);
         }

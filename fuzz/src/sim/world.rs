@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use keymeld_core::api::http::Response;
 use keymeld_core::id::SigningId;
+use keymeld_core::link::message::Request;
 use keymeld_core::time::Time;
 use keymeld_core::{client, enclave, gateway};
 
@@ -52,6 +53,9 @@ pub(crate) enum Happening {
     SpellEnds { spell: Spell },
     Watches { circle: usize },
     Strikes,
+    StrikesWith { number: u64, at: usize, life: u64, request: Box<Request> },
+    PuppetActs { forged: usize },
+    RunGoesOn { index: usize },
 }
 
 /// What a security module is asked for.
@@ -261,6 +265,11 @@ impl World {
             Happening::SpellEnds { spell } => self.put_spell(spell, false),
             Happening::Watches { circle } => self.watches(circle),
             Happening::Strikes => self.strikes(),
+            Happening::StrikesWith { number, at, life, request } => {
+                self.strikes_as(number, at, Some(life), *request);
+            }
+            Happening::PuppetActs { forged } => self.puppet_acts(forged),
+            Happening::RunGoesOn { index } => self.asks_for_partials(index),
         }
     }
 

@@ -2,10 +2,14 @@
 
 use keymeld_core::api::http::{Method, Request, Response};
 use keymeld_core::api::problem;
-use keymeld_core::api::rest::{AttestationResponse, KeygenStatus, SignRequest, SigningState, SigningStatus};
+use keymeld_core::api::rest::{
+    AttestationResponse, Failure, IntentResponse, KeygenStatus, SignRequest, SigningState, SigningStatus,
+};
 use keymeld_core::artifact::Signed;
+use keymeld_core::artifact::approval::{Approval, Withdrawal, WithdrawalKind};
 use keymeld_core::artifact::certificate::IdentitySignature;
 use keymeld_core::artifact::result::{ItemResult, Outcome, SigningResult};
+use keymeld_core::artifact::roster::EnclaveKeys;
 use keymeld_core::attestation::ServiceUserData;
 use keymeld_core::bytes::{Blob, Hash, PublicKey, Signature};
 use keymeld_core::crypto::auth::{self, AuthKey};
@@ -23,6 +27,7 @@ use super::super::module::{self, Make};
 use super::super::wire::Asker;
 use super::super::world::World;
 use super::HEARD_MAX;
+use super::puppet::Puppet;
 
 pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |character: u8| (character as char).to_digit(16).map(|digit| digit as u8);
@@ -91,14 +96,13 @@ impl World {
         if !self.fault("hostile: a response", 2 * self.plan.rates.hostile) {
             return response;
         }
-        let circle = self.seats[seat].circle;
         let lie = match self.chance.below("lie", 6) {
             0 => self.earlier_response(&kind),
             1 => {
                 let code = Code::ALL[self.chance.place("code", Code::ALL.len())];
                 Some(problem::refused(&code.into()))
             }
-            2 | 3 => self.crafted(circle, &kind, &request, &response),
+            2 | 3 => self.crafted(seat, &kind, &request, &response),
             _ => None,
         };
         self.log.note(format_args!("hostile: a lie about {kind}"));
@@ -122,38 +126,53 @@ impl World {
     /// A lie that fits the question.
     fn crafted(
         &mut self,
-        circle: usize,
+        seat: usize,
         kind: &str,
         request: &Request,
         response: &Response,
     ) -> Option<Response> {
+        let circle = self.seats[seat].circle;
         match kind {
-            "GET api/v1/enclaves/attestation" => self.forged_attestation(&request.target),
+            "GET api/v1/enclaves/attestation" => self.forged_attestation(circle, &request.target),
             "GET api/v1/keygen/status" => {
                 let shown: KeygenStatus = serde_json::from_slice(&response.body).ok()?;
-                self.other_roster(circle, shown)
+                let forged = self.forged_completion(seat, shown)?;
+                Some(problem::ok(200, &forged))
             }
             "GET api/v1/signing/status" => {
                 let shown: SigningStatus = serde_json::from_slice(&response.body).ok()?;
-                self.forged_result(circle, shown)
+                match self.chance.one_in("forged no", 2) {
+                    true => self.forged_no(circle, shown),
+                    false => self.forged_result(circle, shown),
+                }
+            }
+            "GET api/v1/signing/intent" => {
+                let shown: IntentResponse = serde_json::from_slice(&response.body).ok()?;
+                self.forged_review(circle, shown)
             }
             _ => None,
         }
     }
 
     /// An attestation of keys that the host made, as near to a genuine one as it comes.
-    fn forged_attestation(&mut self, target: &str) -> Option<Response> {
+    fn forged_attestation(&mut self, circle: usize, target: &str) -> Option<Response> {
         let query = target.split('?').nth(1)?;
         let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
         let nonce = Hash::from_hex(value("nonce")?).ok()?;
         let enclave_id: EnclaveId = target.split('/').nth(4)?.parse().ok()?;
         let own = Secret::copied_from(&self.chance.bytes("host's enclave"));
         let identity = Secret::copied_from(&self.chance.bytes("host's enclave"));
-        let enclave_key = auth::public_key(&own).ok()?;
+        // Its own puppet, where a roster already names that.
+        let puppet = self.hostile.puppets.get(&circle).map(Puppet::keys);
+        let made = EnclaveKeys {
+            enclave_key: auth::public_key(&own).ok()?,
+            identity_key: AuthKey::new(&identity).ok()?.public(),
+        };
+        let EnclaveKeys { enclave_key, identity_key } = puppet.unwrap_or(made);
         let mut user_data = ServiceUserData {
             enclave_id: enclave_id.0,
             epoch: 1,
-            identity_key: AuthKey::new(&identity).ok()?.public().0,
+            identity_key: identity_key.0,
             birth_pcr0: Pcrs::default().pcr0,
             birth_time_ms: self.unix_ms(),
             config_hash: CONFIG_HASH,
@@ -181,15 +200,42 @@ impl World {
         Some(problem::ok(200, &body))
     }
 
-    /// A completed keygen with a registration that a colluder made anew, or with a certificate of another.
-    fn other_roster(&mut self, circle: usize, mut shown: KeygenStatus) -> Option<Response> {
-        let completed = shown.completed.as_mut()?;
+    /// The end of a session by a no that nobody said.
+    fn forged_no(&mut self, circle: usize, mut shown: SigningStatus) -> Option<Response> {
         let members = &self.plan.circles[circle].members;
-        let colluder = members.iter().position(|member| member.colludes)?;
-        let user_id = self.god.circles[circle].users[colluder];
-        let (record, _) = self.other_registration(circle, colluder)?;
-        completed.records.iter_mut().find(|view| view.user_id == user_id)?.record = record;
-        self.log.reached("hostile: another roster shown");
+        let found = self.god.intents.iter().find(|(_, facts)| facts.signing_id == shown.signing_id);
+        let (digest, requester) = found.map(|(digest, facts)| (*digest, facts.requester))?;
+        let honest: Vec<usize> = (0..members.len()).filter(|member| !members[*member].colludes).collect();
+        let member = honest[self.chance.place("whose no", honest.len())];
+        let kind = if member == requester { WithdrawalKind::Cancel } else { WithdrawalKind::Decline };
+        let own = Secret::copied_from(&self.chance.bytes("host's key"));
+        let auth = AuthKey::new(&own).ok()?;
+        let (user_id, entropy) = (self.god.circles[circle].users[member], &mut self.hostile.entropy);
+        let no = Withdrawal::sign(kind, shown.signing_id, user_id, digest, None, &auth, entropy).ok()?;
+        let code = kind.code().name().into();
+        shown.state = SigningState::Failed;
+        shown.result = None;
+        shown.failure = Some(Failure { code, culprits: vec![user_id], withdrawal: Some(no) });
+        self.log.reached("hostile: a forged no");
+        Some(problem::ok(200, &shown))
+    }
+
+    /// A review in which others have approved already.
+    fn forged_review(&mut self, circle: usize, mut shown: IntentResponse) -> Option<Response> {
+        let own = Secret::copied_from(&self.chance.bytes("host's key"));
+        let auth = AuthKey::new(&own).ok()?;
+        let (signing_id, digest) = (shown.signing_id, shown.intent_digest);
+        let missing = self.god.circles[circle].users.iter();
+        let missing =
+            missing.filter(|user| shown.approvals.iter().all(|approval| approval.user_id != **user));
+        let missing: Vec<_> = missing.copied().collect();
+        if missing.is_empty() {
+            return None;
+        }
+        let user_id = missing[self.chance.place("whose approval", missing.len())];
+        let entropy = &mut self.hostile.entropy;
+        shown.approvals.push(Approval::sign(signing_id, user_id, digest, true, &auth, entropy).ok()?);
+        self.log.reached("hostile: a forged review");
         Some(problem::ok(200, &shown))
     }
 

@@ -9,6 +9,9 @@
 mod fields;
 mod lies;
 mod people;
+mod puppet;
+mod rosters;
+mod rows;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -27,12 +30,14 @@ use super::host::Origin;
 use super::wire::Asker;
 use super::world::{Happening, World};
 use fields::Pools;
+use puppet::Puppet;
+use rosters::Forged;
 use runs::HostileRun;
 
 /// Frames, replies and HTTP messages that it remembers, of each.
 const HEARD_MAX: usize = 256;
 /// Processes that it clones, of all enclaves.
-const CLONES_MAX: usize = 3;
+const CLONES_MAX: usize = 8;
 /// Runs of the rounds that it begins.
 const RUNS_MAX: usize = 12;
 
@@ -53,6 +58,11 @@ pub(crate) struct Hostile {
     runs: Vec<HostileRun>,
     /// Which of its runs each of its frames is for.
     sent: BTreeMap<u64, (usize, PublicKey)>,
+    /// An enclave of its own for each circle that somebody betrays.
+    puppets: BTreeMap<usize, Puppet>,
+    forged: Vec<Forged>,
+    /// Which of them each of its frames opens, and where.
+    openings_sent: BTreeMap<u64, (usize, PublicKey)>,
     last_number: u64,
 }
 
@@ -71,6 +81,9 @@ impl Hostile {
             clones: Vec::new(),
             runs: Vec::new(),
             sent: BTreeMap::new(),
+            puppets: BTreeMap::new(),
+            forged: Vec::new(),
+            openings_sent: BTreeMap::new(),
             last_number: 0,
         }
     }
@@ -193,6 +206,14 @@ impl World {
         number
     }
 
+    /// Sends a process something that already has its number.
+    pub(crate) fn strikes_as(&mut self, number: u64, at: usize, life: Option<u64>, request: Request) {
+        let routing_id = request.routing_id();
+        if let Some(life) = life.or(self.hosts[at].life()) {
+            self.deliver_frame_to(at, life, routing_id, request.encode(), Origin::Hostile { number });
+        }
+    }
+
     fn strikes_with_request(&mut self, at: usize, life: Option<u64>, request: Request) -> u64 {
         let routing_id = request.routing_id();
         self.strikes_with(at, life, routing_id, request.encode())
@@ -247,15 +268,16 @@ impl World {
         if !self.fault("hostile: a strike", 1) {
             return;
         }
-        match self.chance.below("strike", 12) {
+        match self.chance.below("strike", 15) {
             0 => self.replays_frame(),
             1 => self.strikes_with_row(),
             2 => self.opens_altered(),
             3 => self.clones(),
             4 => self.replays_request(),
-            5 => self.forges_roster(),
-            6 | 7 => self.forges_intent(),
-            8 => self.forges_approval(),
+            5 => self.makes_up_row(),
+            6..=8 => self.forges_roster(),
+            9 | 10 => self.forges_intent(),
+            11 => self.forges_approval(),
             _ => self.runs_again(),
         }
     }
@@ -319,7 +341,7 @@ impl World {
     }
 
     fn clones(&mut self) {
-        if self.hostile.clones.len() >= CLONES_MAX || self.hostile.rows.is_empty() {
+        if self.hostile.clones.len() >= CLONES_MAX / 2 || self.hostile.rows.is_empty() {
             return;
         }
         let which = self.chance.place("which row", self.hostile.rows.len());
@@ -335,6 +357,20 @@ impl World {
                 self.strikes_with_request(at, Some(life), Request::OpenKeygen(open));
             }
         }
+    }
+
+    /// A clone that has opened nothing but the identity with this key.
+    fn fresh_clone(&mut self, enclave_key: PublicKey) -> Option<u64> {
+        let row = self.hostile.rows.iter().find(|row| row.ecies_key == enclave_key)?.clone();
+        let at = self.hosts.iter().position(|host| host.id == row.enclave_id)?;
+        if self.hostile.clones.len() >= CLONES_MAX {
+            return None;
+        }
+        let life = self.clone_starts(at);
+        self.log.note(format_args!("hostile: a fresh clone of enclave {at}"));
+        self.hostile.clones.push((at, life));
+        self.strikes_with_request(at, Some(life), Request::OpenIdentity(row));
+        Some(life)
     }
 
     fn replays_request(&mut self) {

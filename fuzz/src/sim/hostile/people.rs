@@ -1,37 +1,35 @@
 //! What colluding participants make for the host: with the session secret, and with their own keys only.
 
+use std::sync::Arc;
+
 use keymeld_core::artifact::approval::Approval;
-use keymeld_core::artifact::intent::{Intent, Item, Origin};
-use keymeld_core::artifact::manifest::Pin;
-use keymeld_core::artifact::registration::{
-    ApprovalRule, Record, RecordSignatures, Registrant, Rules, user_auth_key,
-};
+use keymeld_core::artifact::intent::{Intent, IntentSignatures, Item, Origin};
+use keymeld_core::artifact::registration::user_auth_key;
 use keymeld_core::artifact::roster::Roster;
 use keymeld_core::artifact::{Signed, VERSION};
 use keymeld_core::bytes::{Blob, Hash, Message, PublicKey, Salt, Signature};
-use keymeld_core::crypto::auth::{self, AuthKey};
+use keymeld_core::crypto::auth::AuthKey;
 use keymeld_core::crypto::derive::Purpose;
 use keymeld_core::crypto::hash::{Tag, tagged_hash};
 use keymeld_core::crypto::seal::{Context, SealKey};
 use keymeld_core::id::{AttemptId, SigningId};
-use keymeld_core::link::message::{OpenKeygen, Request, RunKey, UserBlob};
+use keymeld_core::link::message::RunKey;
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 
 use super::super::god::{IntentFacts, ItemFacts};
-use super::super::module::START;
-use super::super::world::World;
+use super::super::world::{Happening, World};
 use super::runs::Twist;
 
 /// A circle that somebody in it betrays.
-struct Betrayed {
-    circle: usize,
-    colluder: usize,
-    honest: usize,
+pub(super) struct Betrayed {
+    pub(super) circle: usize,
+    pub(super) colluder: usize,
+    pub(super) honest: usize,
 }
 
 impl World {
-    fn betrayed(&mut self) -> Option<Betrayed> {
+    pub(super) fn betrayed(&mut self) -> Option<Betrayed> {
         let ready = |circle: &usize| {
             let facts = &self.god.circles[*circle];
             let members = &self.plan.circles[*circle].members;
@@ -54,13 +52,24 @@ impl World {
         })
     }
 
-    fn roster_of(&self, circle: usize) -> Option<std::sync::Arc<Roster>> {
+    pub(super) fn roster_of(&self, circle: usize) -> Option<Arc<Roster>> {
         let keygen_id = self.god.circles[circle].keygen_id?;
         let known = self.god.rosters.iter().find(|((_, of, _), _)| *of == keygen_id);
-        known.map(|(_, roster)| std::sync::Arc::clone(roster))
+        known.map(|(_, roster)| Arc::clone(roster))
     }
 
-    fn session_seal(&self, circle: usize) -> Option<SealKey> {
+    fn rosters_of(&self, circle: usize) -> Vec<Arc<Roster>> {
+        let mut rosters: Vec<Arc<Roster>> = Vec::new();
+        for ((_, keygen_id, _), roster) in &self.god.rosters {
+            let known = rosters.iter().any(|known| known.roster_hash() == roster.roster_hash());
+            if self.god.circles[circle].keygen_id == Some(*keygen_id) && !known {
+                rosters.push(Arc::clone(roster));
+            }
+        }
+        rosters
+    }
+
+    pub(super) fn session_seal(&self, circle: usize) -> Option<SealKey> {
         let facts = &self.god.circles[circle];
         let (secret, keygen_id) = (facts.session_secret.as_ref()?, facts.keygen_id?);
         Some(SealKey::derived(secret, Purpose::SessionSeal(keygen_id)))
@@ -79,33 +88,91 @@ impl World {
     /// An intent that a colluder signs: in its own name or in another's, for now, the past or the future.
     pub(super) fn forges_intent(&mut self) {
         let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else { return self.runs_again() };
-        let (Some(roster), Some(auth)) = (self.roster_of(circle), self.auth_of(circle, colluder)) else {
-            return;
-        };
         if self.chance.one_in("alters an intent", 3) {
             return self.alters_intent(circle);
         }
+        let rosters: Vec<Arc<Roster>> = self.rosters_of(circle);
+        if rosters.is_empty() {
+            return;
+        }
+        let roster = Arc::clone(&rosters[self.chance.place("which roster", rosters.len())]);
         let in_own_name = !self.chance.one_in("in another's name", 3);
-        let requester = if in_own_name { colluder } else { honest };
-        let entropy = &mut self.hostile.entropy;
-        let (Ok(signing_id), Ok(salt)) = (SigningId::random(entropy), entropy.bytes()) else { return };
-        let message = self.chance.bytes("evil message");
-        let item = match self.chance.below("evil item", 2) {
-            0 => Item::blind(Message(message), entropy),
-            _ => Item::of(Origin::Bytes(Blob(message.to_vec())), entropy),
+        self.asks_under(circle, &roster, colluder, if in_own_name { colluder } else { honest });
+    }
+
+    /// The puppet has peers that take it for one of them.
+    pub(crate) fn puppet_acts(&mut self, forged: usize) {
+        let Some(roster) = self.hostile.forged[forged].roster.clone() else { return };
+        let keygen_id = roster.manifest().keygen_id;
+        let Some(circle) = self.god.circle_of(keygen_id) else { return };
+        let members = &self.plan.circles[circle].members;
+        // Whoever colludes and may ask most.
+        let Some(colluder) = members.iter().position(|member| member.colludes) else { return };
+        self.asks_under(circle, &roster, colluder, colluder);
+        if self.now_ms < self.plan.quiet_ms {
+            let after_ms = self.chance.between("puppet acts again", 1_000, 15_000);
+            self.later(after_ms, Happening::PuppetActs { forged });
+        }
+    }
+
+    /// A colluder signs an intent under a roster, and the host runs it.
+    fn asks_under(&mut self, circle: usize, roster: &Arc<Roster>, colluder: usize, requester: usize) {
+        let Some(auth) = self.auth_of(circle, colluder) else { return };
+        let Some(intent) = self.evil_intent(circle, roster, requester) else { return };
+        let signing_id = intent.signing_id;
+        let Some(seal_key) = self.seal_of_signing(circle, signing_id) else { return };
+        let Ok(mut sealed) = intent.seal(&auth, &seal_key, &mut self.hostile.entropy) else { return };
+        // What says that it is something else is nobody's to sign.
+        let truthful = intent
+            .items
+            .iter()
+            .all(|item| item.origin.as_ref().is_none_or(|origin| origin.message() == Ok(item.message)));
+        if requester == colluder && truthful {
+            self.learns_forged(circle, colluder, &intent, sealed.digest);
+        }
+        if self.chance.one_in("sealed as another", 6)
+            && let Some(other) = self.sealed_as(&intent, sealed.digest, &auth, &seal_key)
+        {
+            sealed.sealed = other;
+        }
+        let approvals = self.forged_approvals(circle, colluder, signing_id, sealed.digest);
+        self.log.note(format_args!(
+            "hostile: an intent of member {colluder} in the name of {requester}, {signing_id}"
+        ));
+        self.log.reached("hostile: a forged intent");
+        let run = run_key(&intent, sealed.digest);
+        let late = intent.expires_at < self.unix_ms() + 60_000;
+        let twist = match self.chance.below("twist of a forged intent", 4) {
+            0 => Twist::Twice,
+            _ if late => Twist::Late,
+            _ => Twist::None,
         };
-        let Ok(mut item) = item else { return };
+        self.begins_run_under(circle, roster, &intent, (run, sealed.sealed), approvals, twist);
+    }
+
+    fn evil_intent(&mut self, circle: usize, roster: &Roster, requester: usize) -> Option<Intent> {
+        let message = self.chance.bytes("evil message");
+        let origin = Origin::Bytes(Blob(message.to_vec()));
+        let entropy = &mut self.hostile.entropy;
+        let (signing_id, salt) = (SigningId::random(entropy).ok()?, entropy.bytes().ok()?);
+        let mut item = match self.chance.below("evil item", 5) {
+            0 => Item::blind(Message(message), entropy).ok()?,
+            // It says what it is, which is not true.
+            1 => Item { origin: Some(origin), ..Item::blind(Message(message), entropy).ok()? },
+            _ => Item::of(origin, entropy).ok()?,
+        };
         let subsets = &self.god.circles[circle].subsets;
         if !subsets.is_empty() && self.chance.one_in("evil subset", 2) {
             item.subset = Some(subsets[self.chance.place("which evil subset", subsets.len())]);
         }
         let now = self.unix_ms();
-        let (created_at, expires_at) = match self.chance.below("evil times", 5) {
+        let (created_at, expires_at) = match self.chance.below("evil times", 8) {
             0 => (now + 10 * 60_000, now + 20 * 60_000),
             1 => (now.saturating_sub(600_000), now.saturating_sub(1)),
+            2 | 3 => (now, now + self.chance.between("evil life", 2_000, 20_000)),
             _ => (now, now + 600_000),
         };
-        let intent = Intent {
+        Some(Intent {
             version: VERSION,
             salt: Salt(salt),
             keygen_id: roster.manifest().keygen_id,
@@ -117,19 +184,28 @@ impl World {
             expires_at,
             items: vec![item],
             psbts: Vec::new(),
-        };
-        let Some(seal_key) = self.seal_of_signing(circle, signing_id) else { return };
-        let Ok(sealed) = intent.seal(&auth, &seal_key, &mut self.hostile.entropy) else { return };
-        if in_own_name {
-            self.learns_forged(circle, colluder, &intent, sealed.digest);
-        }
-        let approvals = self.forged_approvals(circle, colluder, signing_id, sealed.digest);
-        self.log.note(format_args!(
-            "hostile: an intent of member {colluder} in the name of {requester}, {signing_id}"
-        ));
-        self.log.reached("hostile: a forged intent");
-        let run = run_key(&intent, sealed.digest);
-        self.begins_run(run, sealed.sealed, approvals, Twist::None);
+        })
+    }
+
+    /// Another intent of the same session, truly signed, under the digest of the first.
+    fn sealed_as(
+        &mut self,
+        intent: &Intent,
+        digest: Hash,
+        auth: &AuthKey,
+        seal_key: &SealKey,
+    ) -> Option<Blob> {
+        let message = self.chance.bytes("evil message");
+        let entropy = &mut self.hostile.entropy;
+        let item = Item::of(Origin::Bytes(Blob(message.to_vec())), entropy).ok()?;
+        let items = vec![Item { subset: intent.items[0].subset, ..item }];
+        let body = strict::to_json(&Intent { items, ..intent.clone() });
+        let requester = auth.sign(Tag::Intent, &[&body], entropy).ok()?;
+        let signed = Signed { body: Blob(body), signatures: IntentSignatures { requester } };
+        let &Intent { keygen_id, signing_id, .. } = intent;
+        let context = Context::Intent { keygen_id, signing_id, digest };
+        self.log.reached("hostile: an intent sealed as another");
+        seal_key.seal(&context, &strict::to_json(&signed), entropy).ok()
     }
 
     /// An intent that a colluder signs itself is one that somebody signed: the others' authority decides.
@@ -151,6 +227,7 @@ impl World {
             want: None,
             requester,
             signing_id: intent.signing_id,
+            roster_hash: intent.roster_hash,
             created_at: intent.created_at,
             expires_at: intent.expires_at,
             items: intent.items.iter().map(item).collect(),
@@ -243,105 +320,6 @@ impl World {
         self.log.note(format_args!("hostile: forged approvals of {}", make.run.signing_id));
         self.log.reached("hostile: forged approvals");
         self.begins_run(make.run, make.intent, approvals, Twist::None);
-    }
-
-    /// A keygen with a registration that is not the one that was made.
-    pub(super) fn forges_roster(&mut self) {
-        let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else {
-            return self.opens_altered();
-        };
-        let Some(keygen_id) = self.god.circles[circle].keygen_id else { return };
-        let openings = self.hostile.openings.iter().filter(|((of, _), _)| *of == keygen_id);
-        let openings: Vec<OpenKeygen> = openings.map(|(_, open)| open.clone()).collect();
-        if openings.is_empty() {
-            return;
-        }
-        let of_honest = self.chance.one_in("in an honest name", 2);
-        let member = if of_honest { honest } else { colluder };
-        let user_id = self.god.circles[circle].users[member];
-        let forged = match of_honest {
-            true => self.forged_record(circle, honest).map(|record| (record, None)),
-            false => self.other_registration(circle, colluder),
-        };
-        let Some((record, envelope)) = forged else { return };
-        self.log.note(format_args!("hostile: another registration of member {member}"));
-        self.log.reached("hostile: a forged registration");
-        for mut open in openings {
-            let at = self.god.identities[&open.enclave_key].at;
-            for known in open.records.iter_mut().filter(|known| known.user_id == user_id) {
-                known.blob = record.clone();
-            }
-            if let Some((key, envelope)) = &envelope {
-                open.envelopes.retain(|known| known.user_id != user_id);
-                if *key == open.enclave_key {
-                    open.envelopes.push(UserBlob { user_id, blob: envelope.clone() });
-                }
-            }
-            self.strikes_with_request(at, None, Request::OpenKeygen(open));
-        }
-    }
-
-    /// A registration that a colluder makes anew: with other rules, or at another enclave.
-    pub(super) fn other_registration(
-        &mut self,
-        circle: usize,
-        colluder: usize,
-    ) -> Option<(Blob, Option<(PublicKey, Blob)>)> {
-        let roster = self.roster_of(circle)?;
-        let manifest = roster.manifest();
-        let user_id = self.god.circles[circle].users[colluder];
-        let enclaves: Vec<_> = roster.enclaves().into_iter().collect();
-        let enclave = enclaves[self.chance.place("other enclave", enclaves.len())];
-        let private_key = Secret::copied_from(&self.plan.circles[circle].members[colluder].key);
-        let invite_key = self.god.invite_key(circle, colluder);
-        let registrant = Registrant {
-            manifest,
-            manifest_hash: roster.manifest_hash(),
-            user_id,
-            private_key: &private_key,
-            session_secret: self.god.circles[circle].session_secret.as_ref()?,
-            invite_key: invite_key.as_ref(),
-            enclave_key: enclave.enclave_key,
-            identity_key: enclave.identity_key,
-            rules: Rules::delegated(START + 1_000_000_000),
-        };
-        let made = registrant.register(&mut self.hostile.entropy).ok()?;
-        // Or the record alone: it does not agree with the envelope that is there.
-        let envelope =
-            (!self.chance.one_in("record alone", 3)).then_some((enclave.enclave_key, made.envelope));
-        Some((made.record, envelope))
-    }
-
-    /// A record in an honest name: with weaker rules and the old signatures, or with a key of the host's own.
-    fn forged_record(&mut self, circle: usize, honest: usize) -> Option<Blob> {
-        let roster = self.roster_of(circle)?;
-        let user_id = self.god.circles[circle].users[honest];
-        let mut record: Record = roster.record(user_id)?.clone();
-        let pin = &roster.manifest().participant(user_id)?.pin;
-        // A coordinator that helps could really register in the place of whoever it invited: that is no lie
-        // that anybody could notice.
-        if matches!(pin, Pin::InviteKey(_)) && self.plan.circles[circle].members[0].colludes {
-            return None;
-        }
-        let own = Secret::copied_from(&self.chance.bytes("host's key"));
-        let own_auth = AuthKey::new(&own).ok()?;
-        if self.chance.one_in("own key", 2) {
-            record.public_key = auth::public_key(&own).ok()?;
-            record.auth_key = user_auth_key(&own, record.keygen_id).ok()?.public();
-        }
-        record.rules.approval = ApprovalRule::Delegated;
-        record.rules.allow_blind = true;
-        record.rules.allow_any_requester = true;
-        let body = strict::to_json(&record);
-        let entropy = &mut self.hostile.entropy;
-        let possession = own_auth.sign(Tag::Possession, &[&body], entropy).ok()?;
-        let tag = if matches!(pin, Pin::InviteKey(_)) { Tag::InviteKey } else { Tag::PinnedKey };
-        let cosignature = own_auth.sign(tag, &[&body], entropy).ok()?;
-        let signed = Signed { body: Blob(body), signatures: RecordSignatures { possession, cosignature } };
-        let context =
-            Context::Record { keygen_id: record.keygen_id, manifest_hash: record.manifest_hash, user_id };
-        let seal_key = self.session_seal(circle)?;
-        seal_key.seal(&context, &strict::to_json(&signed), &mut self.hostile.entropy).ok()
     }
 
     /// A signature of somebody who may not sign this.

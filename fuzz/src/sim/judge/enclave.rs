@@ -5,26 +5,30 @@ use std::sync::Arc;
 
 use keymeld_core::artifact::Signed;
 use keymeld_core::artifact::certificate::IdentitySignature;
-use keymeld_core::artifact::manifest::Manifest;
-use keymeld_core::artifact::registration::{ApprovalRule, Record, open_record, user_auth_key};
+use keymeld_core::artifact::manifest::{Manifest, Pin};
+use keymeld_core::artifact::registration::{
+    ApprovalRule, Record, RecordSignatures, open_record, user_auth_key,
+};
 use keymeld_core::artifact::result::{Outcome, SigningResult};
 use keymeld_core::artifact::roster::Roster;
 use keymeld_core::attestation::document::Document;
 use keymeld_core::bytes::{Blob, Hash, PublicKey, PublicNonce, Signature};
 use keymeld_core::crypto::auth;
 use keymeld_core::crypto::derive::{Purpose, derive};
+use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::{Context, Round, SealKey};
 use keymeld_core::enclave::bundle::{NonceBundle, PartialBundle};
 use keymeld_core::limits::{RESULT_BYTES_MAX, SEALED_BYTES_MAX};
-use keymeld_core::link::message::{Addressed, IdentityRow, OpenKeygen, Reply, Request, RunKey};
+use keymeld_core::link::message::{Addressed, IdentityRow, OpenKeygen, Reply, Request, RunKey, UserBlob};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 use musig2::secp::{MaybeScalar, Point};
 use musig2::{AggNonce, KeyAggContext, PubNonce};
 
-use super::super::god::{IdentityFacts, IntentFacts, RunFacts};
+use super::super::god::{IdentityFacts, IntentFacts, ItemFacts, RunFacts};
 use super::super::world::World;
 use super::envelope::Taken;
+use super::seal;
 use super::solver::{Equation, challenge, solve};
 
 impl World {
@@ -83,7 +87,7 @@ impl World {
             birth_pcr0: row.birth_pcr0.0.clone(),
         };
         self.god.leaks.add(key.expose(), "a data key");
-        let seed = SealKey::new(key).open(&context, &row.encrypted_seed);
+        let seed = seal::open(&key, &context, &row.encrypted_seed);
         let seed = seed.expect("S3: a row's seed is sealed for exactly this row");
         let seed = Secret::copied_from(seed[..].try_into().expect("32 bytes"));
         let ecies = derive(&seed, Purpose::EnclaveEcies(row.enclave_id, row.epoch));
@@ -96,7 +100,6 @@ impl World {
             identity_key: row.identity_key,
             ecies,
             birth_ms: document.timestamp_ms,
-            opened: false,
         };
         self.god.learn_identity(facts, &seed, row.ecies_key);
         self.log.reached("an identity is made");
@@ -104,17 +107,12 @@ impl World {
 
     /// S7: a row that a host made up is refused.
     fn judge_opening(&mut self, at: usize, row: &IdentityRow) {
-        let facts = self.god.identities.get_mut(&row.ecies_key);
+        let facts = self.god.identities.get(&row.ecies_key);
         let facts = facts.filter(|facts| {
             let made = (facts.at, facts.enclave_id, facts.epoch, facts.identity_key);
             made == (at, row.enclave_id, row.epoch, row.identity_key)
         });
-        let facts = facts.expect("S7: an enclave opens an identity that it never made");
-        facts.opened = true;
-        let (enclave_id, birth_ms) = (facts.enclave_id, facts.birth_ms);
-        if !self.plan.hostile {
-            self.god.birth_seen(enclave_id, birth_ms);
-        }
+        assert!(facts.is_some(), "S7: an enclave opens an identity that it never made");
         self.log.reached("an identity is opened");
     }
 
@@ -122,17 +120,21 @@ impl World {
     fn judge_roster(&mut self, life: u64, open: &OpenKeygen, roster_hash: Hash) {
         let OpenKeygen { enclave_key, keygen_id, manifest_hash, .. } = *open;
         let circle = self.god.circle_of(keygen_id).expect("S3: an enclave opens a keygen that nobody made");
+        let secret = self.god.circles[circle].session_secret.as_ref();
+        let secret = secret.expect("kept before anything is sent");
         let known = self.god.rosters.values().find(|roster| roster.roster_hash() == roster_hash);
         let roster = match known {
             Some(roster) => Arc::clone(roster),
             None => {
-                let facts = &self.god.circles[circle];
-                let secret = facts.session_secret.as_ref().expect("kept before anything is sent");
-                let seal_key = SealKey::derived(secret, Purpose::SessionSeal(keygen_id));
                 let context = Context::Manifest { keygen_id, manifest_hash };
-                let bytes = seal_key.open(&context, &open.manifest);
+                let bytes =
+                    seal::open(&derive(secret, Purpose::SessionSeal(keygen_id)), &context, &open.manifest);
                 let bytes = bytes.expect("S3: an enclave opens a manifest of another session");
                 let manifest = Manifest::decode(&bytes).expect("S4: an enclave takes a wrong manifest");
+                for sealed in &open.records {
+                    judge_signatures_of_record(secret, &manifest, manifest_hash, sealed);
+                }
+                let seal_key = SealKey::derived(secret, Purpose::SessionSeal(keygen_id));
                 let records = open.records.iter().map(|sealed| {
                     open_record(&seal_key, &manifest, manifest_hash, sealed.user_id, &sealed.blob)
                 });
@@ -172,6 +174,9 @@ impl World {
         let facts = &self.god.circles[circle];
         let record: Option<&Record> = roster.record(facts.users[member]);
         let record = record.expect("S4: an enclave takes a roster without somebody");
+        if self.is_usurped(circle, member, roster) {
+            return;
+        }
         let key = Secret::copied_from(&of.key);
         let auth_key = user_auth_key(&key, record.keygen_id).expect("a key").public();
         let approves = record.rules.approval == ApprovalRule::Required;
@@ -182,6 +187,18 @@ impl World {
             && record.rules.allow_any_requester == of.any_requester
             && record.rules.allow_blind == of.blind;
         assert!(genuine, "S1: an enclave takes a record that member {member} never made");
+    }
+
+    /// Whether a coordinator that colludes has registered in the place of somebody whom it invited. Enclaves
+    /// cannot know; the one whose place it is notices, and the others where they compare the short code.
+    fn is_usurped(&self, circle: usize, member: usize, roster: &Roster) -> bool {
+        let plan = &self.plan.circles[circle];
+        let user_id = self.god.circles[circle].users[member];
+        let invited =
+            roster.manifest().participant(user_id).is_some_and(|one| matches!(one.pin, Pin::InviteKey(_)));
+        let own_key = self.god.public_key(&plan.members[member].key);
+        let others_key = roster.record(user_id).is_some_and(|record| record.public_key != own_key);
+        plan.members[0].colludes && invited && others_key
     }
 
     fn intent(&self, run: &RunKey) -> IntentFacts {
@@ -197,9 +214,17 @@ impl World {
 
     /// S1: everybody whose key is at this enclave allows this intent now.
     fn judge_authority(&self, run: &RunKey, facts: &IntentFacts, roster: &Roster) {
+        assert_eq!(
+            roster.roster_hash(),
+            facts.roster_hash,
+            "S3: an enclave signs under another roster than the intent names"
+        );
         let plan = &self.plan.circles[facts.circle];
         let users = &self.god.circles[facts.circle].users;
         for (member, of) in plan.members.iter().enumerate() {
+            if self.is_usurped(facts.circle, member, roster) {
+                continue;
+            }
             let record = roster.record(users[member]);
             let is_here = record.is_some_and(|record| record.enclave_key == run.enclave_key);
             let signs = facts.items.iter().any(|item| item.signers.contains(&member));
@@ -241,7 +266,7 @@ impl World {
         let mut opened: Option<Vec<PublicNonce>> = None;
         for Addressed { peer, blob } in bundles {
             let round = round(run, roster.roster_hash(), run.enclave_key, *peer);
-            let bytes = self.pair_key(run, peer).open(&Context::Nonces(round), blob);
+            let bytes = seal::open(&self.pair_key(run, peer), &Context::Nonces(round), blob);
             let bytes = bytes.expect("S3: nonces are not sealed for their peer and attempt");
             let nonces = NonceBundle::decode(&bytes, count).expect("S2: one nonce for each share").nonces;
             assert!(opened.is_none_or(|other| other == nonces), "S2: peers are told different nonces");
@@ -257,10 +282,10 @@ impl World {
     }
 
     /// The key of a pair of enclaves: whichever of them is genuine, its half is enough.
-    fn pair_key(&self, run: &RunKey, peer: &PublicKey) -> SealKey {
+    fn pair_key(&self, run: &RunKey, peer: &PublicKey) -> Secret<32> {
         let own = &self.god.identities[&run.enclave_key].ecies;
         let shared = auth::shared_secret(own, peer).expect("a point");
-        SealKey::derived(&shared, Purpose::Pair(run.attempt))
+        derive(&shared, Purpose::Pair(run.attempt))
     }
 
     /// All nonces of a run as an enclave was given them, by item, in KeySort order.
@@ -274,7 +299,7 @@ impl World {
         let mut streams: BTreeMap<PublicKey, Vec<PublicNonce>> = BTreeMap::new();
         for Addressed { peer, blob } in bundles {
             let round = round(run, made.roster.roster_hash(), *peer, run.enclave_key);
-            let bytes = self.pair_key(run, peer).open(&Context::Nonces(round), blob);
+            let bytes = seal::open(&self.pair_key(run, peer), &Context::Nonces(round), blob);
             let bytes = bytes.expect("S3: an enclave takes nonces that are not sealed for it");
             let there = |record: &&&Record| record.enclave_key == *peer;
             let count = signers.iter().flatten().filter(there).count();
@@ -304,7 +329,7 @@ impl World {
     ) {
         for ((item, signers), nonces) in facts.items.iter().zip(signers).zip(view) {
             let aggregate = aggregate(nonces);
-            let Some(context) = self.context_of(facts, &item.signers, &item.tweak) else { continue };
+            let Some(context) = self.context_of(facts, signers, &item.tweak) else { continue };
             let key = context.aggregated_pubkey::<Point>().serialize_xonly();
             let answer = (aggregate.serialize(), item.message, key);
             for (record, nonce) in signers.iter().zip(nonces) {
@@ -322,11 +347,11 @@ impl World {
     fn context_of(
         &mut self,
         facts: &IntentFacts,
-        signers: &[usize],
+        signers: &[&Record],
         tweak: &[keymeld_core::artifact::tweak::TweakStep],
     ) -> Option<KeyAggContext> {
-        let plan = &self.plan.circles[facts.circle];
-        self.god.context(plan, facts.circle, signers, tweak)
+        let keys = signers.iter().map(|record| record.public_key).collect();
+        self.god.aggregation(facts.circle, keys, tweak)
     }
 
     fn judge_partials(&mut self, (at, life): (usize, u64), run: &RunKey, bundles: &[Addressed], blob: &Blob) {
@@ -343,13 +368,13 @@ impl World {
         }
         self.answers(run, &facts, &signers, &view);
         let round = round(run, made.roster.roster_hash(), run.enclave_key, run.aggregator);
-        let bytes = self.pair_key(run, &run.aggregator).open(&Context::Partials(round), blob);
+        let bytes = seal::open(&self.pair_key(run, &run.aggregator), &Context::Partials(round), blob);
         let bytes = bytes.expect("S3: partials are not sealed for the aggregator and attempt");
         let bundle =
             PartialBundle::decode(&bytes, made.nonces.len()).expect("S2: one partial for each nonce");
         let mut partials = bundle.partials.iter();
         for ((item, signers), nonces) in facts.items.iter().zip(&signers).zip(&view) {
-            let context = self.context_of(&facts, &item.signers, &item.tweak);
+            let context = self.context_of(&facts, signers, &item.tweak);
             let context = context.expect("S2: an enclave signs under a key that there is not");
             for (record, nonce) in signers.iter().zip(nonces) {
                 if record.enclave_key != run.enclave_key {
@@ -400,14 +425,16 @@ impl World {
         };
         let context =
             Context::Result { keygen_id: run.keygen_id, signing_id: run.signing_id, digest: run.digest };
-        let plaintext = self.signing_seal(facts.circle, run.signing_id).open(&context, blob);
+        let plaintext = seal::open(&self.signing_seal(facts.circle, run.signing_id), &context, blob);
         let plaintext = plaintext.expect("S3: a result is not sealed for its session");
         let signed: Signed<IdentitySignature> =
             strict::from_json(&plaintext, SEALED_BYTES_MAX).expect("a result");
         let result: SigningResult = strict::from_json(&signed.body.0, RESULT_BYTES_MAX).expect("a result");
         let mut news = false;
-        for (item, outcome) in facts.items.iter().zip(&result.items) {
-            news |= self.judge_outcome(&facts, item, outcome.item_id == item.item_id, &outcome.outcome);
+        let signers = self.signers(&facts, &roster);
+        for ((item, signers), outcome) in facts.items.iter().zip(&signers).zip(&result.items) {
+            assert_eq!(outcome.item_id, item.item_id, "S4: a result's items are in another order");
+            news |= self.judge_outcome(&facts, item, signers, &outcome.outcome);
         }
         // A cached answer says nothing new.
         if first && (news || bundles.is_some()) {
@@ -419,17 +446,24 @@ impl World {
     fn judge_outcome(
         &mut self,
         facts: &IntentFacts,
-        item: &super::super::god::ItemFacts,
-        in_order: bool,
+        item: &ItemFacts,
+        signers: &[&Record],
         outcome: &Outcome,
     ) -> bool {
-        assert!(in_order, "S4: a result's items are in another order than the intent's");
-        let Outcome::Signature(signature) = outcome else {
-            assert!(self.plan.hostile, "S4: honest enclaves end with {outcome:?}");
-            self.god.failed_items.insert(item.item_id);
-            return true;
+        let signature = match outcome {
+            Outcome::Signature(signature) => signature,
+            Outcome::Error { code, culprits } => {
+                assert!(self.plan.hostile, "S4: honest enclaves end with {outcome:?}");
+                let users = &self.god.circles[facts.circle].users;
+                let members = &self.plan.circles[facts.circle].members;
+                let colludes =
+                    |user| users.iter().zip(members).any(|(of, member)| of == user && member.colludes);
+                assert!(culprits.iter().all(colludes), "S4: an enclave blames the innocent for {code}");
+                self.god.failed_items.insert(item.item_id);
+                return true;
+            }
         };
-        let context = self.context_of(facts, &item.signers, &item.tweak);
+        let context = self.context_of(facts, signers, &item.tweak);
         let context = context.expect("S2: an enclave signs under a key that there is not");
         let key_x = context.aggregated_pubkey::<Point>().serialize_xonly();
         assert!(
@@ -457,7 +491,36 @@ impl World {
     }
 }
 
-fn round(run: &RunKey, roster_hash: Hash, sender: PublicKey, recipient: PublicKey) -> Round {
+/// S3: whoever registers a key has it, and is whom the manifest pins.
+fn judge_signatures_of_record(
+    session_secret: &Secret<32>,
+    manifest: &Manifest,
+    manifest_hash: Hash,
+    sealed: &UserBlob,
+) {
+    let (keygen_id, user_id) = (manifest.keygen_id, sealed.user_id);
+    let context = Context::Record { keygen_id, manifest_hash, user_id };
+    let plaintext =
+        seal::open(&derive(session_secret, Purpose::SessionSeal(keygen_id)), &context, &sealed.blob);
+    let plaintext = plaintext.expect("S3: an enclave takes a record that is not sealed for its session");
+    let signed: Signed<RecordSignatures> = serde_json::from_slice(&plaintext).expect("S3: a record");
+    let record: Record = serde_json::from_slice(&signed.body.0).expect("S3: a record");
+    let own_key = auth::x_only(&record.public_key);
+    let by = |key, tag, signature| auth::verify(key, tag, &[&signed.body.0], signature);
+    let RecordSignatures { possession, cosignature } = &signed.signatures;
+    assert!(
+        by(&own_key, Tag::Possession, possession),
+        "S3: a key is registered that nobody has shown to have"
+    );
+    let pin = &manifest.participant(user_id).expect("S3: a record of a participant").pin;
+    let cosigned = match pin {
+        Pin::SigningKey(pinned) => *pinned == record.public_key && by(&own_key, Tag::PinnedKey, cosignature),
+        Pin::InviteKey(key) => by(key, Tag::InviteKey, cosignature),
+    };
+    assert!(cosigned, "S3: somebody registers whom the manifest does not pin");
+}
+
+pub(crate) fn round(run: &RunKey, roster_hash: Hash, sender: PublicKey, recipient: PublicKey) -> Round {
     Round {
         keygen_id: run.keygen_id,
         roster_hash,

@@ -4,15 +4,16 @@ use keymeld_core::artifact::Signed;
 use keymeld_core::artifact::registration::{Record, RecordSignatures};
 use keymeld_core::bytes::{Blob, Hash, PublicKey};
 use keymeld_core::crypto::auth;
-use keymeld_core::crypto::derive::Purpose;
+use keymeld_core::crypto::derive::{Purpose, derive};
 use keymeld_core::crypto::envelope;
-use keymeld_core::crypto::seal::{Context, SealKey};
+use keymeld_core::crypto::seal::Context;
 use keymeld_core::id::{KeygenId, UserId};
 use keymeld_core::secret::Secret;
 use serde_json::Value;
 
 use super::super::chance::{HASH_BEGIN, hash};
 use super::super::world::World;
+use super::seal;
 
 /// What an enclave took an envelope for.
 pub(super) struct Taken<'a> {
@@ -51,7 +52,11 @@ impl World {
         );
         assert_eq!(context, expected, "S3: an envelope for another context is taken");
         let secret = |name: &str| Secret::<32>::from_hex(text(name).as_bytes()).expect("S3: secrets are hex");
-        let record = self.record(&secret("session_secret"), taken);
+        let session_secret = secret("session_secret");
+        let circle = self.god.circle_of(taken.keygen_id).map(|circle| &self.god.circles[circle]);
+        let known = circle.and_then(|circle| circle.session_secret.as_ref());
+        assert!(known == Some(&session_secret), "S3: an envelope of another session is taken");
+        let record = self.record(&session_secret, taken);
         let agree = auth::public_key(&secret("private_key")) == Ok(record.public_key)
             && record.user_id == taken.user_id
             && record.enclave_key == taken.enclave_key
@@ -61,9 +66,9 @@ impl World {
 
     fn record(&self, session_secret: &Secret<32>, taken: &Taken<'_>) -> Record {
         let Taken { keygen_id, manifest_hash, user_id, .. } = *taken;
-        let seal_key = SealKey::derived(session_secret, Purpose::SessionSeal(keygen_id));
+        let seal_key = derive(session_secret, Purpose::SessionSeal(keygen_id));
         let context = Context::Record { keygen_id, manifest_hash, user_id };
-        let plaintext = seal_key.open(&context, taken.record);
+        let plaintext = seal::open(&seal_key, &context, taken.record);
         let plaintext = plaintext.expect("S3: an enclave takes a record that is not sealed for its session");
         let signed: Signed<RecordSignatures> = serde_json::from_slice(&plaintext).expect("S3: a record");
         serde_json::from_slice(&signed.body.0).expect("S3: a record")

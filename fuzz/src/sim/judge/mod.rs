@@ -4,10 +4,12 @@ mod client;
 mod enclave;
 mod envelope;
 mod gateway;
+pub(crate) mod seal;
 mod solver;
 
-use keymeld_core::crypto::derive::Purpose;
-use keymeld_core::crypto::seal::SealKey;
+pub(crate) use enclave::round;
+
+use keymeld_core::crypto::derive::{Purpose, derive};
 use keymeld_core::id::SigningId;
 use keymeld_core::secret::Secret;
 
@@ -24,9 +26,8 @@ impl World {
     }
 
     /// The key that a signing session's intent and result are sealed under.
-    fn signing_seal(&self, circle: usize, signing_id: SigningId) -> SealKey {
+    fn signing_seal(&self, circle: usize, signing_id: SigningId) -> Secret<32> {
         let secret = self.god.circles[circle].session_secret.as_ref();
-        let secret = secret.expect("there is no signing before the keygen");
-        SealKey::derived(&Secret::copied_from(secret.expose()), Purpose::SigningSeal(signing_id))
+        derive(secret.expect("there is no signing before the keygen"), Purpose::SigningSeal(signing_id))
     }
 }

@@ -1,0 +1,310 @@
+//! Keygens opened with registrations that are not those that were made: by colluders, or in honest names.
+
+use std::sync::Arc;
+
+use keymeld_core::api::rest::{CertificateView, KeygenStatus, RecordView};
+use keymeld_core::artifact::Signed;
+use keymeld_core::artifact::certificate::Certificate;
+use keymeld_core::artifact::manifest::Pin;
+use keymeld_core::artifact::registration::{
+    ApprovalRule, ENVELOPE_PURPOSE, Record, RecordSignatures, Rules, user_auth_key,
+};
+use keymeld_core::artifact::roster::{EnclaveKeys, Roster};
+use keymeld_core::bytes::{Blob, Hash, PublicKey, Salt};
+use keymeld_core::crypto::auth::{self, AuthKey};
+use keymeld_core::crypto::envelope;
+use keymeld_core::crypto::hash::Tag;
+use keymeld_core::crypto::seal::Context;
+use keymeld_core::link::message::{KeygenOpened, OpenKeygen, Request, UserBlob};
+use keymeld_core::secret::Secret;
+use keymeld_core::strict;
+use serde_json::json;
+
+use super::super::module::START;
+use super::super::world::{Happening, World};
+use super::people::Betrayed;
+use super::puppet::Puppet;
+
+/// How long a clone gets to open its identity before it is asked for more.
+const CLONE_OPENS_MS: u64 = 1_500;
+
+/// What is wrong with a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forgery {
+    /// Nothing: a colluder's own, with other rules or at another enclave.
+    Anew,
+    /// Its record alone: it does not agree with the envelope that is there.
+    RecordAlone,
+    /// One field of the envelope.
+    Envelope,
+    /// The proof of possession: the key is somebody else's.
+    Possession,
+    /// The enclave is the host's own.
+    Puppet,
+    /// It is in an honest name, with weaker rules and signatures of the host.
+    InHonestName,
+    /// It takes the place of somebody whom a colluding coordinator invited.
+    Usurped,
+}
+
+const FORGERIES: [Forgery; 9] = [
+    Forgery::Anew,
+    Forgery::RecordAlone,
+    Forgery::Envelope,
+    Forgery::Possession,
+    Forgery::Puppet,
+    Forgery::Puppet,
+    Forgery::Puppet,
+    Forgery::InHonestName,
+    Forgery::Usurped,
+];
+
+/// A registration that the host brings.
+struct Brought {
+    member: usize,
+    record: Blob,
+    /// At which enclave; `None` where what is there stays.
+    envelope: Option<(PublicKey, Blob)>,
+}
+
+/// A keygen that was opened, or not, with such a registration.
+pub(super) struct Forged {
+    circle: usize,
+    /// Whose place was taken: nobody else may be shown this.
+    victim: Option<usize>,
+    records: Vec<UserBlob>,
+    pub(super) roster: Option<Arc<Roster>>,
+    certificates: Vec<(PublicKey, Blob)>,
+}
+
+impl World {
+    /// A keygen with a registration that is not the one that was made.
+    pub(super) fn forges_roster(&mut self) {
+        let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else {
+            return self.opens_altered();
+        };
+        let Some(keygen_id) = self.god.circles[circle].keygen_id else { return };
+        let openings = self.hostile.openings.iter().filter(|((of, _), _)| *of == keygen_id);
+        let openings: Vec<OpenKeygen> = openings.map(|(_, open)| open.clone()).collect();
+        if openings.is_empty() {
+            return;
+        }
+        let forgery = FORGERIES[self.chance.place("forgery", FORGERIES.len())];
+        let Some(brought) = self.brought(circle, colluder, honest, forgery) else { return };
+        let member = brought.member;
+        self.log.note(format_args!("hostile: a registration of member {member}: {forgery:?}"));
+        self.log.reached("hostile: a forged registration");
+        let user_id = self.god.circles[circle].users[member];
+        // A process that has opened the keygen already knows better.
+        let fresh = self.chance.one_in("at a fresh clone", 2);
+        let mut records = Vec::new();
+        let index = self.hostile.forged.len();
+        for mut open in openings {
+            let at = self.god.identities[&open.enclave_key].at;
+            for known in open.records.iter_mut().filter(|known| known.user_id == user_id) {
+                known.blob = brought.record.clone();
+            }
+            if let Some((key, envelope)) = &brought.envelope {
+                open.envelopes.retain(|known| known.user_id != user_id);
+                if *key == open.enclave_key {
+                    open.envelopes.push(UserBlob { user_id, blob: envelope.clone() });
+                }
+            }
+            records.clone_from(&open.records);
+            let number = self.hostile.number();
+            self.hostile.openings_sent.insert(number, (index, open.enclave_key));
+            match fresh.then(|| self.fresh_clone(open.enclave_key)).flatten() {
+                Some(life) => {
+                    let request = Box::new(Request::OpenKeygen(open));
+                    let strike = Happening::StrikesWith { number, at, life, request };
+                    self.later(CLONE_OPENS_MS, strike);
+                }
+                None => self.strikes_as(number, at, None, Request::OpenKeygen(open)),
+            }
+        }
+        let victim = (forgery == Forgery::Usurped).then_some(member);
+        self.hostile.forged.push(Forged { circle, victim, records, roster: None, certificates: Vec::new() });
+    }
+
+    /// An enclave has opened a keygen that the host brought.
+    pub(super) fn forgery_opened(&mut self, (index, key): (usize, PublicKey), opened: &KeygenOpened) {
+        let roster = self.god.rosters.values().find(|roster| roster.roster_hash() == opened.roster_hash);
+        let forged = &mut self.hostile.forged[index];
+        forged.roster = roster.cloned();
+        forged.certificates.push((key, opened.certificate.clone()));
+        self.log.reached("hostile: a roster of its own");
+        let puppet = self.hostile.puppets.get(&self.hostile.forged[index].circle).map(Puppet::keys);
+        let takes_part = |roster: &Arc<Roster>| puppet.is_some_and(|keys| roster.enclaves().contains(&keys));
+        if self.hostile.forged[index].roster.as_ref().is_some_and(takes_part) {
+            self.log.reached("hostile: a puppet takes part");
+            let after_ms = self.chance.below("puppet acts", 5_000);
+            self.later(after_ms, Happening::PuppetActs { forged: index });
+        }
+    }
+
+    /// A completed keygen as such a roster would have it.
+    pub(super) fn forged_completion(&mut self, seat: usize, mut shown: KeygenStatus) -> Option<KeygenStatus> {
+        let (circle, member) = (self.seats[seat].circle, self.seats[seat].member);
+        let completed = shown.completed.as_mut()?;
+        let fits = |forged: &&Forged| {
+            forged.circle == circle
+                && forged.victim.is_none_or(|victim| victim == member)
+                && forged.roster.is_some()
+        };
+        let forged: Vec<&Forged> = self.hostile.forged.iter().filter(fits).collect();
+        if forged.is_empty() {
+            return None;
+        }
+        let forged = forged[self.chance.place("which forged roster", forged.len())];
+        let roster = forged.roster.clone()?;
+        let view = |blob: &UserBlob| RecordView { user_id: blob.user_id, record: blob.blob.clone() };
+        completed.records = forged.records.iter().map(view).collect();
+        let genuine = forged.certificates.iter().filter_map(|(key, certificate)| {
+            let facts = self.god.identities.get(key)?;
+            let (enclave_id, epoch) = (facts.enclave_id, facts.epoch);
+            Some(CertificateView { enclave_id, epoch, enclave_key: *key, certificate: certificate.clone() })
+        });
+        completed.certificates = genuine.collect();
+        let puppet = self.hostile.puppets.get(&circle);
+        if let Some(puppet) = puppet.filter(|puppet| roster.enclaves().contains(&puppet.keys())) {
+            let seal_key = self.session_seal(circle)?;
+            let (identity, enclave) = (puppet.identity()?, puppet.keys());
+            let entropy = &mut self.hostile.entropy;
+            let certificate = Certificate::of(&roster, enclave).seal(&identity, &seal_key, entropy).ok()?;
+            completed.certificates.push(CertificateView {
+                enclave_id: self.hosts[0].id,
+                epoch: 1,
+                enclave_key: enclave.enclave_key,
+                certificate,
+            });
+        }
+        self.log.reached("hostile: another roster shown");
+        Some(shown)
+    }
+
+    fn brought(
+        &mut self,
+        circle: usize,
+        colluder: usize,
+        honest: usize,
+        forgery: Forgery,
+    ) -> Option<Brought> {
+        let roster = self.roster_of(circle)?;
+        let enclaves: Vec<EnclaveKeys> = roster.enclaves().into_iter().collect();
+        let there = enclaves[self.chance.place("other enclave", enclaves.len())];
+        let of_colluder = Secret::copied_from(&self.plan.circles[circle].members[colluder].key);
+        let own = Secret::copied_from(&self.chance.bytes("host's key"));
+        let delegated = Rules::delegated(START + 1_000_000_000);
+        let (member, enclave, key) = match forgery {
+            Forgery::InHonestName | Forgery::Usurped => (honest, there, &own),
+            Forgery::Puppet => (colluder, self.puppet(circle)?, &of_colluder),
+            Forgery::Anew | Forgery::RecordAlone | Forgery::Envelope | Forgery::Possession => {
+                (colluder, there, &of_colluder)
+            }
+        };
+        let user_id = self.god.circles[circle].users[member];
+        let known = roster.record(user_id)?.clone();
+        let invited = matches!(roster.manifest().participant(user_id)?.pin, Pin::InviteKey(_));
+        let by_coordinator = invited && self.plan.circles[circle].members[0].colludes;
+        // A coordinator that colludes really can register in the place of whoever it invited.
+        if by_coordinator != (forgery == Forgery::Usurped) && member == honest {
+            return None;
+        }
+        let mut record = Record {
+            salt: Salt(self.chance.bytes("evil salt")),
+            public_key: auth::public_key(key).ok()?,
+            auth_key: user_auth_key(key, known.keygen_id).ok()?.public(),
+            enclave_key: enclave.enclave_key,
+            identity_key: enclave.identity_key,
+            rules: delegated,
+            ..known.clone()
+        };
+        let mut signer = AuthKey::new(key).ok()?;
+        match forgery {
+            Forgery::Possession => {
+                // Where its key is pinned no other is taken, whoever has shown to have it.
+                if !invited {
+                    return None;
+                }
+                record.public_key = self.god.public_key(&self.chance.bytes("somebody's key"));
+                signer = AuthKey::new(&own).ok()?;
+            }
+            Forgery::InHonestName if self.chance.one_in("their key", 2) => {
+                let rules = Rules { allow_blind: true, allow_any_requester: true, ..delegated };
+                record = Record { rules: Rules { approval: ApprovalRule::Delegated, ..rules }, ..known };
+            }
+            _ => {}
+        }
+        let cosigner =
+            match self.god.invite_key(circle, member).filter(|_| member != honest || by_coordinator) {
+                Some(invite_key) if invited => AuthKey::new(&invite_key).ok()?,
+                _ => AuthKey::new(key).ok()?,
+            };
+        let sealed = self.sealed_record(circle, &record, invited, &signer, &cosigner)?;
+        let envelope = match forgery {
+            Forgery::RecordAlone | Forgery::InHonestName => None,
+            // No enclave but the host's own has to do with it.
+            Forgery::Puppet => Some((enclave.enclave_key, Blob(Vec::new()))),
+            Forgery::Anew | Forgery::Envelope | Forgery::Possession | Forgery::Usurped => {
+                let envelope = self.envelope(circle, &record, key, forgery == Forgery::Envelope)?;
+                Some((enclave.enclave_key, envelope))
+            }
+        };
+        Some(Brought { member, record: sealed, envelope })
+    }
+
+    fn sealed_record(
+        &mut self,
+        circle: usize,
+        record: &Record,
+        invited: bool,
+        signer: &AuthKey,
+        cosigner: &AuthKey,
+    ) -> Option<Blob> {
+        let body = strict::to_json(record);
+        let seal_key = self.session_seal(circle)?;
+        let entropy = &mut self.hostile.entropy;
+        let possession = signer.sign(Tag::Possession, &[&body], entropy).ok()?;
+        let tag = if invited { Tag::InviteKey } else { Tag::PinnedKey };
+        let cosignature = cosigner.sign(tag, &[&body], entropy).ok()?;
+        let signed = Signed { body: Blob(body), signatures: RecordSignatures { possession, cosignature } };
+        let &Record { keygen_id, manifest_hash, user_id, .. } = record;
+        let context = Context::Record { keygen_id, manifest_hash, user_id };
+        seal_key.seal(&context, &strict::to_json(&signed), entropy).ok()
+    }
+
+    /// An envelope for a record's enclave; with one wrong field where it is to be wrong.
+    fn envelope(&mut self, circle: usize, record: &Record, key: &Secret<32>, wrong: bool) -> Option<Blob> {
+        let hex = |bytes: &[u8]| String::from_utf8(super::super::leaks::hex(bytes)).expect("hex");
+        let session_secret = self.god.circles[circle].session_secret.as_ref()?;
+        let mut body = json!({
+            "purpose": ENVELOPE_PURPOSE,
+            "enclave_key": record.enclave_key,
+            "keygen_id": record.keygen_id,
+            "user_id": record.user_id,
+            "manifest_hash": record.manifest_hash,
+            "private_key": hex(key.expose()),
+            "session_secret": hex(session_secret.expose()),
+            "rules": record.rules,
+        });
+        if wrong {
+            let other = self.chance.bytes("evil field");
+            let (field, value) = match self.chance.below("wrong field", 8) {
+                0 => ("purpose", json!("keymeld-registration-v2")),
+                1 => ("enclave_key", json!(self.god.public_key(&other))),
+                2 => ("keygen_id", json!(keymeld_core::id::KeygenId(other[..16].try_into().ok()?))),
+                3 => {
+                    let users = &self.god.circles[circle].users;
+                    ("user_id", json!(users.iter().find(|user| **user != record.user_id)?))
+                }
+                4 => ("manifest_hash", json!(Hash(other))),
+                5 => ("private_key", json!(hex(&other))),
+                6 => ("session_secret", json!(hex(&other))),
+                _ => ("rules", json!(Rules { allow_blind: true, ..record.rules })),
+            };
+            body[field] = value;
+        }
+        let plaintext = serde_json::to_vec(&body).expect("JSON");
+        envelope::encrypt(&record.enclave_key, &plaintext, &mut self.hostile.entropy).ok()
+    }
+}
