@@ -68,6 +68,7 @@ pub const WANTED: &[&str] = &[
     "fault a client's generator",
     "fault the gateway's clock",
     "fault a client's clock",
+    "hostile: a careless approval",
     "hostile: a clone",
     "hostile: a database of before",
     "hostile: a forged attestation",
@@ -84,7 +85,9 @@ pub const WANTED: &[&str] = &[
     "hostile: a request",
     "hostile: a response",
     "hostile: a result of its own",
+    "hostile: a result with a puppet",
     "hostile: a roster of its own",
+    "hostile: a round after expiry",
     "hostile: a run of its own",
     "hostile: a strike",
     "hostile: an altered intent",
@@ -92,6 +95,7 @@ pub const WANTED: &[&str] = &[
     "hostile: an older epoch",
     "hostile: another roster shown",
     "hostile: forged approvals",
+    "hostile: partials under a puppet's nonces",
 ];
 
 /// What was not reached.

@@ -18,6 +18,7 @@ use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 
 use super::super::god::{IntentFacts, ItemFacts};
+use super::super::plan::Decision;
 use super::super::world::{Happening, World};
 use super::runs::Twist;
 
@@ -302,7 +303,7 @@ impl World {
 
     /// Approvals that nobody gave, for something that was really asked for.
     pub(super) fn forges_approval(&mut self) {
-        let Some(Betrayed { circle, colluder, .. }) = self.betrayed() else { return self.runs_again() };
+        let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else { return self.runs_again() };
         let of_circle = self.god.circles[circle].keygen_id;
         let known = self.hostile.beginnings.iter().filter(|make| Some(make.run.keygen_id) == of_circle);
         let known: Vec<_> = known.cloned().collect();
@@ -310,16 +311,30 @@ impl World {
             return;
         }
         let make = known[self.chance.place("which intent", known.len())].clone();
-        let mut approvals = self.forged_approvals(circle, colluder, make.run.signing_id, make.run.digest);
-        if self.chance.one_in("flipped blind", 3) {
-            approvals = make.approvals.clone();
-            for approval in &mut approvals {
-                approval.blind = !approval.blind;
-            }
+        let mut approvals = make.approvals.clone();
+        match self.chance.below("forged approvals", 3) {
+            0 => approvals = self.forged_approvals(circle, colluder, make.run.signing_id, make.run.digest),
+            1 => approvals.iter_mut().for_each(|approval| approval.blind = !approval.blind),
+            _ => approvals.extend(self.careless_approval(circle, honest, &make.run)),
         }
         self.log.note(format_args!("hostile: forged approvals of {}", make.run.signing_id));
         self.log.reached("hostile: forged approvals");
         self.begins_run(make.run, make.intent, approvals, Twist::None);
+    }
+
+    /// The approval of somebody whose client is of another make: it does not ask for consent to what is blind.
+    fn careless_approval(&mut self, circle: usize, honest: usize, run: &RunKey) -> Option<Approval> {
+        let facts = self.god.intents.get(&run.digest)?;
+        let decisions = &self.plan.circles[circle].wants[facts.want?].decisions;
+        if decisions[honest] == Decision::Refuse || facts.requester == honest {
+            return None;
+        }
+        let (auth, user_id) = (self.auth_of(circle, honest)?, self.god.circles[circle].users[honest]);
+        let entropy = &mut self.hostile.entropy;
+        let approval = Approval::sign(run.signing_id, user_id, run.digest, false, &auth, entropy).ok()?;
+        self.god.approvals.entry((run.digest, honest)).or_default().insert(false);
+        self.log.reached("hostile: a careless approval");
+        Some(approval)
     }
 
     /// A signature of somebody who may not sign this.

@@ -10,12 +10,12 @@ use keymeld_core::artifact::registration::{
     ApprovalRule, ENVELOPE_PURPOSE, Record, RecordSignatures, Rules, user_auth_key,
 };
 use keymeld_core::artifact::roster::{EnclaveKeys, Roster};
-use keymeld_core::bytes::{Blob, Hash, PublicKey, Salt};
+use keymeld_core::bytes::{Blob, Hash, PublicKey, Salt, XOnlyKey};
 use keymeld_core::crypto::auth::{self, AuthKey};
 use keymeld_core::crypto::envelope;
 use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::Context;
-use keymeld_core::link::message::{KeygenOpened, OpenKeygen, Request, UserBlob};
+use keymeld_core::link::message::{CheckRegistration, KeygenOpened, OpenKeygen, Request, UserBlob};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 use serde_json::json;
@@ -47,9 +47,11 @@ enum Forgery {
     Usurped,
 }
 
-const FORGERIES: [Forgery; 9] = [
+const FORGERIES: [Forgery; 11] = [
     Forgery::Anew,
     Forgery::RecordAlone,
+    Forgery::Envelope,
+    Forgery::Envelope,
     Forgery::Envelope,
     Forgery::Possession,
     Forgery::Puppet,
@@ -63,6 +65,7 @@ const FORGERIES: [Forgery; 9] = [
 struct Brought {
     member: usize,
     record: Blob,
+    auth_key: XOnlyKey,
     /// At which enclave; `None` where what is there stays.
     envelope: Option<(PublicKey, Blob)>,
 }
@@ -95,8 +98,9 @@ impl World {
         self.log.note(format_args!("hostile: a registration of member {member}: {forgery:?}"));
         self.log.reached("hostile: a forged registration");
         let user_id = self.god.circles[circle].users[member];
+        self.brings_registration(&openings[0], &brought);
         // A process that has opened the keygen already knows better.
-        let fresh = self.chance.one_in("at a fresh clone", 2);
+        let fresh = !self.chance.one_in("at a process of before", 3);
         let mut records = Vec::new();
         let index = self.hostile.forged.len();
         for mut open in openings {
@@ -124,6 +128,26 @@ impl World {
         }
         let victim = (forgery == Forgery::Usurped).then_some(member);
         self.hostile.forged.push(Forged { circle, victim, records, roster: None, certificates: Vec::new() });
+    }
+
+    /// The same on its own, as a gateway asks before it takes one.
+    fn brings_registration(&mut self, open: &OpenKeygen, brought: &Brought) {
+        let Some((enclave_key, envelope)) = &brought.envelope else { return };
+        let Some(at) = self.god.identities.get(enclave_key).map(|facts| facts.at) else { return };
+        let keygen_id = open.keygen_id;
+        let Some(circle) = self.god.circle_of(keygen_id) else { return };
+        let check = CheckRegistration {
+            enclave_key: *enclave_key,
+            keygen_id,
+            manifest_hash: open.manifest_hash,
+            manifest: open.manifest.clone(),
+            user_id: self.god.circles[circle].users[brought.member],
+            envelope: envelope.clone(),
+            record: brought.record.clone(),
+            auth_key: brought.auth_key,
+            approval_required: false,
+        };
+        self.strikes_with_request(at, None, Request::CheckRegistration(check));
     }
 
     /// An enclave has opened a keygen that the host brought.
@@ -197,10 +221,9 @@ impl World {
         let delegated = Rules::delegated(START + 1_000_000_000);
         let (member, enclave, key) = match forgery {
             Forgery::InHonestName | Forgery::Usurped => (honest, there, &own),
-            Forgery::Puppet => (colluder, self.puppet(circle)?, &of_colluder),
-            Forgery::Anew | Forgery::RecordAlone | Forgery::Envelope | Forgery::Possession => {
-                (colluder, there, &of_colluder)
-            }
+            // Whoever holds an envelope sees that the key is another's: only the host's own enclave does not mind.
+            Forgery::Puppet | Forgery::Possession => (colluder, self.puppet(circle)?, &of_colluder),
+            Forgery::Anew | Forgery::RecordAlone | Forgery::Envelope => (colluder, there, &of_colluder),
         };
         let user_id = self.god.circles[circle].users[member];
         let known = roster.record(user_id)?.clone();
@@ -244,13 +267,13 @@ impl World {
         let envelope = match forgery {
             Forgery::RecordAlone | Forgery::InHonestName => None,
             // No enclave but the host's own has to do with it.
-            Forgery::Puppet => Some((enclave.enclave_key, Blob(Vec::new()))),
-            Forgery::Anew | Forgery::Envelope | Forgery::Possession | Forgery::Usurped => {
+            Forgery::Puppet | Forgery::Possession => Some((enclave.enclave_key, Blob(Vec::new()))),
+            Forgery::Anew | Forgery::Envelope | Forgery::Usurped => {
                 let envelope = self.envelope(circle, &record, key, forgery == Forgery::Envelope)?;
                 Some((enclave.enclave_key, envelope))
             }
         };
-        Some(Brought { member, record: sealed, envelope })
+        Some(Brought { member, record: sealed, auth_key: record.auth_key, envelope })
     }
 
     fn sealed_record(
@@ -289,7 +312,7 @@ impl World {
         });
         if wrong {
             let other = self.chance.bytes("evil field");
-            let (field, value) = match self.chance.below("wrong field", 8) {
+            let (field, value) = match self.chance.below("wrong field", 9) {
                 0 => ("purpose", json!("keymeld-registration-v2")),
                 1 => ("enclave_key", json!(self.god.public_key(&other))),
                 2 => ("keygen_id", json!(keymeld_core::id::KeygenId(other[..16].try_into().ok()?))),
@@ -299,7 +322,7 @@ impl World {
                 }
                 4 => ("manifest_hash", json!(Hash(other))),
                 5 => ("private_key", json!(hex(&other))),
-                6 => ("session_secret", json!(hex(&other))),
+                6 | 7 => ("session_secret", json!(hex(&other))),
                 _ => ("rules", json!(Rules { allow_blind: true, ..record.rules })),
             };
             body[field] = value;

@@ -268,6 +268,9 @@ impl World {
             }
             Reply::PartialsMade(blob) => {
                 let run = &mut self.hostile.runs[index];
+                if run.puppet.is_some() {
+                    self.log.reached("hostile: partials under a puppet's nonces");
+                }
                 run.partials.insert(key, blob.clone());
                 let all = run
                     .members
@@ -277,6 +280,9 @@ impl World {
                     run.round = 3;
                     self.asks_for_result(index);
                 }
+            }
+            Reply::Aggregated(_) if self.hostile.runs[index].puppet.is_some() => {
+                self.log.reached("hostile: a result with a puppet");
             }
             Reply::Aggregated(_) => self.log.reached("hostile: a result of its own"),
             Reply::Refused(refused) => {
@@ -306,6 +312,7 @@ impl World {
     pub(crate) fn asks_for_partials(&mut self, index: usize) {
         let waits_until_ms = std::mem::take(&mut self.hostile.runs[index].waits_until_ms);
         if waits_until_ms > self.now_ms {
+            self.log.reached("hostile: a round after expiry");
             return self.later(waits_until_ms - self.now_ms, Happening::RunGoesOn { index });
         }
         self.puppet_tells(index);
