@@ -92,6 +92,26 @@ fn each_poll_of_a_long_wait_may_correct_the_clock_anew() {
 }
 
 #[test]
+fn a_clock_that_is_set_again_while_nobody_answers_is_corrected_anew() {
+    let away = || Fate::Intercepted(problem::refused(&Code::EnclaveAway.into()));
+    for gap in [|| Fate::Lost, away] {
+        let mut world = world(1, 2);
+        let coordinator = seat_coordinator(&mut world, plan(2, Rules::careful(VALID_UNTIL)));
+        let mut count = 0;
+        world.wire = Some(Box::new(move |_, _| {
+            count += 1;
+            match count {
+                1 | 3 => Fate::Intercepted(problem::stale(START)),
+                2 => gap(),
+                _ => Fate::Answered,
+            }
+        }));
+        assert!(matches!(world.run(coordinator, Job::Reserve), Ok(Done::Reserved)));
+        assert_eq!(world.sent(coordinator).count(), 4);
+    }
+}
+
+#[test]
 fn the_gateways_time_is_never_taken_for_an_attestation() {
     for (skew, error) in [
         (0, None),

@@ -686,6 +686,8 @@ impl Client {
     fn pause(&mut self, now: Time, task: Task, mut exchange: Box<Exchange>) {
         let doubled = RETRY_MS_MIN << exchange.ask.failures.min(10);
         exchange.ask.failures = exchange.ask.failures.saturating_add(1);
+        // Whoever answers next may have another clock.
+        exchange.ask.restaled = false;
         let until_mono_ms = now.mono_ms.saturating_add(doubled.min(RETRY_MS_MAX));
         let stage = Stage::Pausing { until_mono_ms, exchange };
         self.waiting.insert(task.job_id, Waiting { task, stage });

@@ -96,13 +96,13 @@ impl World {
         if !self.fault("hostile: a response", 2 * self.plan.rates.hostile) {
             return response;
         }
-        let lie = match self.chance.below("lie", 6) {
+        let lie = match self.chance.below("lie", 8) {
             0 => self.earlier_response(&kind),
             1 => {
                 let code = Code::ALL[self.chance.place("code", Code::ALL.len())];
                 Some(problem::refused(&code.into()))
             }
-            2 | 3 => self.crafted(seat, &kind, &request, &response),
+            2..=5 => self.crafted(seat, &kind, &request, &response),
             _ => None,
         };
         self.log.note(format_args!("hostile: a lie about {kind}"));
@@ -141,7 +141,7 @@ impl World {
             }
             "GET api/v1/signing/status" => {
                 let shown: SigningStatus = serde_json::from_slice(&response.body).ok()?;
-                match self.chance.one_in("forged no", 2) {
+                match self.chance.one_in("forged no", 3) {
                     true => self.forged_no(circle, shown),
                     false => self.forged_result(circle, shown),
                 }
@@ -247,9 +247,8 @@ impl World {
         let found = self.god.intents.iter().find(|(_, facts)| facts.signing_id == shown.signing_id);
         let (digest, facts) = found.map(|(digest, facts)| (*digest, facts.clone()))?;
         let keygen_id = self.god.circles[circle].keygen_id?;
-        let roster_hash = *self.god.circles[circle].roster_hashes.first()?;
         let aggregator = self.god.circles[circle].registered.iter().flatten().next().copied()?;
-        let fails = self.chance.one_in("forged failure", 2);
+        let fails = !self.chance.one_in("forged signatures", 3);
         let mut items = Vec::new();
         for item in &facts.items {
             let outcome = match fails {
@@ -264,7 +263,7 @@ impl World {
         let result = SigningResult {
             version: 1,
             keygen_id,
-            roster_hash,
+            roster_hash: facts.roster_hash,
             signing_id: facts.signing_id,
             intent_digest: digest,
             attempt: AttemptId(self.chance.bytes("evil attempt")[..16].try_into().ok()?),

@@ -47,7 +47,7 @@ enum Forgery {
     Usurped,
 }
 
-const FORGERIES: [Forgery; 11] = [
+const FORGERIES: [Forgery; 13] = [
     Forgery::Anew,
     Forgery::RecordAlone,
     Forgery::Envelope,
@@ -57,6 +57,8 @@ const FORGERIES: [Forgery; 11] = [
     Forgery::Puppet,
     Forgery::Puppet,
     Forgery::Puppet,
+    Forgery::InHonestName,
+    Forgery::InHonestName,
     Forgery::InHonestName,
     Forgery::Usurped,
 ];
@@ -166,35 +168,33 @@ impl World {
         }
     }
 
-    /// A completed keygen as such a roster would have it.
+    /// A completed keygen as such a roster would have it, whether or not enclaves have certified that.
     pub(super) fn forged_completion(&mut self, seat: usize, mut shown: KeygenStatus) -> Option<KeygenStatus> {
         let (circle, member) = (self.seats[seat].circle, self.seats[seat].member);
         let completed = shown.completed.as_mut()?;
-        let fits = |forged: &&Forged| {
-            forged.circle == circle
-                && forged.victim.is_none_or(|victim| victim == member)
-                && forged.roster.is_some()
-        };
+        let fits =
+            |forged: &&Forged| forged.circle == circle && forged.victim.is_none_or(|victim| victim == member);
         let forged: Vec<&Forged> = self.hostile.forged.iter().filter(fits).collect();
         if forged.is_empty() {
             return None;
         }
         let forged = forged[self.chance.place("which forged roster", forged.len())];
-        let roster = forged.roster.clone()?;
+        let roster = forged.roster.clone();
         let view = |blob: &UserBlob| RecordView { user_id: blob.user_id, record: blob.blob.clone() };
         completed.records = forged.records.iter().map(view).collect();
-        let genuine = forged.certificates.iter().filter_map(|(key, certificate)| {
-            let facts = self.god.identities.get(key)?;
-            let (enclave_id, epoch) = (facts.enclave_id, facts.epoch);
-            Some(CertificateView { enclave_id, epoch, enclave_key: *key, certificate: certificate.clone() })
-        });
-        completed.certificates = genuine.collect();
-        let puppet = self.hostile.puppets.get(&circle);
-        if let Some(puppet) = puppet.filter(|puppet| roster.enclaves().contains(&puppet.keys())) {
+        for (key, certificate) in &forged.certificates {
+            let known = completed.certificates.iter_mut().filter(|view| view.enclave_key == *key);
+            known.for_each(|view| view.certificate = certificate.clone());
+        }
+        let takes_part = |puppet: &&Puppet| {
+            roster.as_ref().is_some_and(|roster| roster.enclaves().contains(&puppet.keys()))
+        };
+        let puppet = self.hostile.puppets.get(&circle).filter(takes_part);
+        if let (Some(puppet), Some(roster)) = (puppet, &roster) {
             let seal_key = self.session_seal(circle)?;
             let (identity, enclave) = (puppet.identity()?, puppet.keys());
             let entropy = &mut self.hostile.entropy;
-            let certificate = Certificate::of(&roster, enclave).seal(&identity, &seal_key, entropy).ok()?;
+            let certificate = Certificate::of(roster, enclave).seal(&identity, &seal_key, entropy).ok()?;
             completed.certificates.push(CertificateView {
                 enclave_id: self.hosts[0].id,
                 epoch: 1,
@@ -242,6 +242,7 @@ impl World {
             rules: delegated,
             ..known.clone()
         };
+        let known_key = known.public_key;
         let mut signer = AuthKey::new(key).ok()?;
         match forgery {
             Forgery::Possession => {
@@ -265,10 +266,12 @@ impl World {
             };
         let sealed = self.sealed_record(circle, &record, invited, &signer, &cosigner)?;
         let envelope = match forgery {
-            Forgery::RecordAlone | Forgery::InHonestName => None,
+            Forgery::RecordAlone => None,
+            // Where it is their key, the envelope that is there still fits.
+            Forgery::InHonestName if record.public_key == known_key => None,
             // No enclave but the host's own has to do with it.
             Forgery::Puppet | Forgery::Possession => Some((enclave.enclave_key, Blob(Vec::new()))),
-            Forgery::Anew | Forgery::Envelope | Forgery::Usurped => {
+            Forgery::Anew | Forgery::Envelope | Forgery::InHonestName | Forgery::Usurped => {
                 let envelope = self.envelope(circle, &record, key, forgery == Forgery::Envelope)?;
                 Some((enclave.enclave_key, envelope))
             }
