@@ -79,11 +79,21 @@ pub enum OpenError {
         setting: &'static str,
     },
     /// The path, the lock file or the database file cannot be made or looked up.
-    #[error("the database's files cannot be accessed")]
+    #[error("the database's files cannot be accessed: {0}")]
     File(#[source] io::Error),
     /// Anything else that SQLite said.
-    #[error("the database cannot be opened")]
+    #[error("the database cannot be opened: {0}")]
     Sqlite(#[source] rusqlite::Error),
+}
+
+impl OpenError {
+    fn of_file(error: io::Error) -> OpenError {
+        if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            OpenError::ReadOnly
+        } else {
+            OpenError::File(error)
+        }
+    }
 }
 
 impl From<rusqlite::Error> for OpenError {
@@ -112,7 +122,7 @@ impl Store {
         // of a store that this process has on it already.
         let lock = if options.read_only { None } else { Some(lock(&path)?) };
         if !options.read_only {
-            create(&path).map_err(OpenError::File)?;
+            create(&path).map_err(OpenError::of_file)?;
         }
         let mut connection = connect(&path, options)?;
         let found = check_identity(&connection)?;
@@ -177,7 +187,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 fn lock(path: &Path) -> Result<File, OpenError> {
     let mut how = OpenOptions::new();
     how.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-    let file = how.open(beside(path, ".lock")).map_err(OpenError::File)?;
+    let file = how.open(beside(path, ".lock")).map_err(OpenError::of_file)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse),
