@@ -63,6 +63,8 @@ pub struct Setup {
     pub gateway_tables: String,
     /// Tables to add to each enclave's settings, as TOML.
     pub enclave_tables: String,
+    /// How often a child is started that ends before it says where it listens.
+    pub starts_max: usize,
 }
 
 impl Setup {
@@ -76,6 +78,24 @@ impl Setup {
             enclaves,
             gateway_tables,
             enclave_tables,
+            starts_max: 1,
+        }
+    }
+
+    fn start(
+        &self,
+        kind: &'static str,
+        program: &Program,
+        config: &Path,
+        text: &str,
+    ) -> Result<Service, ChildError> {
+        write(config, text)?;
+        let mut starts = 1;
+        loop {
+            match Service::start(kind, program.clone(), config.to_owned(), &[]) {
+                Err(ChildError::NotStarted(_)) if starts < self.starts_max => starts += 1,
+                started => return started,
+            }
         }
     }
 }
@@ -138,6 +158,14 @@ impl Service {
         let system = |error| ChildError::System("cannot kill a child", error);
         self.child.kill().map_err(system)?;
         self.child.wait().map(drop).map_err(system)
+    }
+
+    /// Waits until it ends by itself or is killed by somebody else.
+    ///
+    /// # Errors
+    /// [`ChildError::System`].
+    pub fn wait(&mut self) -> Result<(), ChildError> {
+        self.child.wait().map(drop).map_err(|error| ChildError::System("cannot wait for a child", error))
     }
 
     /// Starts it again where it listened before.
@@ -203,6 +231,19 @@ impl Children {
     /// # Errors
     /// [`ChildError`].
     pub fn start_as(setup: &Setup, folder: &Path) -> Result<Children, ChildError> {
+        Children::start_through(setup, folder, |_, address| address.to_owned())
+    }
+
+    /// The same with something between gateway and enclaves: `reach` says at which address the gateway finds
+    /// the enclave with that number, from 0, that listens at that address.
+    ///
+    /// # Errors
+    /// [`ChildError`].
+    pub fn start_through(
+        setup: &Setup,
+        folder: &Path,
+        mut reach: impl FnMut(usize, &str) -> String,
+    ) -> Result<Children, ChildError> {
         let mut entropy = os_entropy();
         let state = folder.join("development");
         fs::create_dir_all(&state).map_err(|error| ChildError::System("cannot make a folder", error))?;
@@ -216,14 +257,13 @@ impl Children {
                  workers = 1\n[log]\nlevel = \"error\"\n[development]\nstate_dir = {state:?}\n{}",
                 setup.enclave_tables
             );
+            let config = folder.join(format!("enclave-{number}.toml"));
+            let enclave = setup.start("enclave", &setup.enclave, &config, &text)?;
             if policy.is_none() {
                 let config = keymeld_enclave::Config::from_toml(&text, [])?;
                 policy = Some(keymeld_enclave::development::policy(&config)?);
             }
-            let config = folder.join(format!("enclave-{number}.toml"));
-            write(&config, &text)?;
-            let enclave = Service::start("enclave", setup.enclave.clone(), config, &[])?;
-            let address = enclave.address();
+            let address = reach(number - 1, enclave.address());
             listed.push_str(&format!("[[enclaves]]\nid = \"{enclave_id}\"\naddress = \"{address}\"\n"));
             enclaves.push(enclave);
         }
@@ -234,8 +274,7 @@ impl Children {
              [log]\nlevel = \"error\"\n{}",
             setup.gateway_tables
         );
-        write(&config, &text)?;
-        let gateway = Service::start("gateway", setup.gateway.clone(), config, &[])?;
+        let gateway = setup.start("gateway", &setup.gateway, &config, &text)?;
         let policy = policy.ok_or(ChildError::NotStarted("enclave"))?;
         Ok(Children { gateway, enclaves, policy })
     }

@@ -6,6 +6,7 @@ mod hand;
 mod kills;
 mod matrix;
 mod party;
+mod sweep;
 
 use keymeld_core::bytes::{Message, Signature, XOnlyKey};
 use secp256k1::{XOnlyPublicKey, schnorr};

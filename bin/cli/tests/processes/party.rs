@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use keymeld::children::Children;
 pub(crate) use keymeld::children::os_entropy;
 use keymeld::kept::{MEMBERSHIP_FILE, keeper};
-use keymeld_core::api::http::{Request, Response};
+use keymeld_core::api::http::{Method, Request, Response};
 use keymeld_core::api::problem::Problem;
+use keymeld_core::api::rest::EnclavesResponse;
 use keymeld_core::artifact::intent::{Item, Origin};
 use keymeld_core::artifact::invite::Invite;
 use keymeld_core::artifact::registration::Rules;
@@ -50,6 +52,23 @@ impl Access {
             policy: self.policy.clone(),
             api_token: None,
             newest_births: BTreeMap::new(),
+        }
+    }
+
+    /// Returns once the gateway says that all of its enclaves are ready.
+    pub(crate) fn await_enclaves(&self) {
+        let http = self.http();
+        let began = Instant::now();
+        let (method, target, timeout_ms) = (Method::Get, "/api/v1/enclaves", 30_000);
+        let request = Outgoing { method, target, proof: None, authorization: None, body: &[], timeout_ms };
+        let is_ready = |response: Response| {
+            let shown: Option<EnclavesResponse> = strict::from_json(&response.body, ANSWER_BYTES_MAX).ok();
+            shown.is_some_and(|shown| shown.enclaves.iter().all(|enclave| enclave.ready))
+        };
+        while !http.send(&request).is_ok_and(is_ready) {
+            assert!(began.elapsed() < PATIENCE, "enclaves do not get ready");
+            // There is no long poll for it.
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -155,6 +174,15 @@ pub(crate) fn items(texts: &[&str]) -> Vec<Item> {
 
 /// Everybody who was invited.
 pub(crate) fn invited(coordinator: &Participant, home: &Path, rules: Rules) -> Vec<Participant> {
+    invited_with(coordinator, home, |_| rules)
+}
+
+/// The same, each with rules of its own.
+pub(crate) fn invited_with(
+    coordinator: &Participant,
+    home: &Path,
+    rules: impl Fn(usize) -> Rules,
+) -> Vec<Participant> {
     let access = &coordinator.access;
     let invites = coordinator.client.machine().invites().iter().enumerate();
     let join = |(at, invite): (usize, &Invite)| {
@@ -162,7 +190,7 @@ pub(crate) fn invited(coordinator: &Participant, home: &Path, rules: Rules) -> V
         let http = Http::new(&invite.gateway_url).expect("a URL");
         let key = random_key();
         let secret = Secret::copied_from(&key);
-        let machine = Client::join(access.config(&http), secret, invite, rules).expect("a key");
+        let machine = Client::join(access.config(&http), secret, invite, rules(at)).expect("a key");
         seat(machine, http, access, key, home.join(format!("invited-{at}")))
     };
     invites.map(join).collect()
@@ -191,6 +219,11 @@ impl Participant {
     /// The key that signatures verify under.
     pub(crate) fn output_key(&self) -> XOnlyKey {
         self.client.machine().key().expect("verified").output_key()
+    }
+
+    /// How many enclaves hold shares of the key.
+    pub(crate) fn enclaves(&self) -> usize {
+        self.client.machine().key().expect("verified").roster().enclaves().len()
     }
 
     pub(crate) fn request(&mut self, texts: &[&str]) -> SigningId {

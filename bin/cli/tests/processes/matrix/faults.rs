@@ -63,39 +63,20 @@ impl Chaos {
         *self.struck.entry(name).or_default() += 1;
         match fault {
             Fault::Kill(victim) => {
-                let service = self.service(victim);
+                let service = victim.among(&mut self.children);
                 service.kill().expect("kills");
                 start(service, &[]);
             }
-            Fault::KillAll => self.restart_all(),
+            Fault::KillAll => restart_all(&mut self.children),
             Fault::Pause(victim) => {
-                let (pause, service) = (self.pause, self.service(victim));
-                signal(service, "STOP");
+                let (pause, process_id) = (self.pause, victim.among(&mut self.children).process_id());
+                signal(process_id, "STOP");
                 thread::sleep(pause);
-                signal(service, "CONT");
+                signal(process_id, "CONT");
             }
             Fault::DiskFull => self.fill_disk(),
             Fault::ClockBack => self.set_clock_back(steps),
         }
-    }
-
-    fn service(&mut self, victim: Victim) -> &mut Service {
-        match victim {
-            Victim::Gateway => &mut self.children.gateway,
-            Victim::Enclave(at) => &mut self.children.enclaves[at],
-        }
-    }
-
-    /// kill -9 of everything, and a start of everything.
-    pub(super) fn restart_all(&mut self) {
-        self.children.gateway.kill().expect("kills");
-        for enclave in &mut self.children.enclaves {
-            enclave.kill().expect("kills");
-        }
-        for enclave in &mut self.children.enclaves {
-            start(enclave, &[]);
-        }
-        start(&mut self.children.gateway, &[]);
     }
 
     fn restart_gateway(&mut self, environment: &[(&str, &str)]) {
@@ -134,13 +115,25 @@ impl Chaos {
     }
 }
 
+/// kill -9 of everything, and a start of everything.
+pub(crate) fn restart_all(children: &mut Children) {
+    children.gateway.kill().expect("kills");
+    for enclave in &mut children.enclaves {
+        enclave.kill().expect("kills");
+    }
+    for enclave in &mut children.enclaves {
+        start(enclave, &[]);
+    }
+    start(&mut children.gateway, &[]);
+}
+
 /// Starts a process that was killed. While it is dead a client's connection may hold its port for a moment.
-fn start(service: &mut Service, environment: &[(&str, &str)]) {
+pub(crate) fn start(service: &mut Service, environment: &[(&str, &str)]) {
     let started = (0..STARTS_MAX).any(|_| service.restart_in(environment).is_ok());
     assert!(started, "it does not start again");
 }
 
-fn signal(service: &Service, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(service.process_id().to_string()).status();
+pub(crate) fn signal(process_id: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(process_id.to_string()).status();
     assert!(status.expect("kill runs").success());
 }

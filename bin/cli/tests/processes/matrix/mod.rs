@@ -29,7 +29,8 @@ use self::plan::{KeygenPlan, Schedule};
 use self::work::{Entry, Work, reason};
 use crate::party::{Access, Participant, os_entropy};
 
-pub(crate) use self::plan::Random;
+pub(crate) use self::faults::{restart_all, signal, start};
+pub(crate) use self::plan::{Random, Victim};
 
 const ENCLAVES: usize = 3;
 
@@ -113,7 +114,7 @@ fn what_was_acknowledged_holds_and_nothing_else_is_signed_whatever_is_killed() {
     for fault in ["all killed", "disk full", "gateway stopped", "enclave stopped"] {
         assert!(chaos.struck.contains_key(fault), "too little was done for: {fault}");
     }
-    chaos.restart_all();
+    restart_all(&mut chaos.children);
     check(&mut entries);
     let told = |entry: &&Entry| entry.key.is_ok();
     let signed = entries.iter().flat_map(|entry| &entry.signings).filter(|one| one.told.is_ok()).count();
@@ -181,7 +182,7 @@ fn check(entries: &mut [Entry]) {
 
 /// The gateway holds no session that nobody asked for, and none that has not ended but slots that the test
 /// itself reserved.
-fn check_rows(database: &Path, home: &Path) {
+pub(crate) fn check_rows(database: &Path, home: &Path) {
     let rows = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("opens");
     let ids = |sql| -> BTreeSet<String> {
         let mut statement = rows.prepare(sql).expect("a statement");

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use keymeld::children::{Children, Service};
+
 /// SplitMix64: small, and the same everywhere.
 pub(crate) struct Random(u64);
 
@@ -31,7 +33,7 @@ impl Random {
         self.below(count) == 0
     }
 
-    fn shuffle<T>(&mut self, list: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
         for at in (1..list.len()).rev() {
             list.swap(at, self.below(at + 1));
         }
@@ -94,10 +96,19 @@ impl KeygenPlan {
 }
 
 /// One of the processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Victim {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Victim {
     Gateway,
     Enclave(usize),
+}
+
+impl Victim {
+    pub(crate) fn among(self, children: &mut Children) -> &mut Service {
+        match self {
+            Victim::Gateway => &mut children.gateway,
+            Victim::Enclave(at) => &mut children.enclaves[at],
+        }
+    }
 }
 
 /// What a process has to bear.
