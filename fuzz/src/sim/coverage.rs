@@ -78,6 +78,7 @@ pub const WANTED: &[&str] = &[
     "hostile: a forged result",
     "hostile: a forged review",
     "hostile: a frame",
+    "hostile: a key is withheld",
     "hostile: a made-up row",
     "hostile: a puppet takes part",
     "hostile: a puppet tells its nonces",

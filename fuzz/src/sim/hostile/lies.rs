@@ -93,6 +93,12 @@ impl World {
             self.hostile.responses.push((kind.clone(), response.clone()));
         }
         let Asker::Seat { seat, .. } = asker else { return response };
+        if kind == "GET api/v1/keygen/status"
+            && let Ok(shown) = serde_json::from_slice::<KeygenStatus>(&response.body)
+            && self.withholds_key(seat, &shown)
+        {
+            return problem::refused(&Code::EnclaveAway.into());
+        }
         if !self.fault("hostile: a response", 2 * self.plan.rates.hostile) {
             return response;
         }

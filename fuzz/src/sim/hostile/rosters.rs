@@ -47,7 +47,7 @@ enum Forgery {
     Usurped,
 }
 
-const FORGERIES: [Forgery; 13] = [
+const FORGERIES: [Forgery; 16] = [
     Forgery::Anew,
     Forgery::RecordAlone,
     Forgery::Envelope,
@@ -60,6 +60,9 @@ const FORGERIES: [Forgery; 13] = [
     Forgery::InHonestName,
     Forgery::InHonestName,
     Forgery::InHonestName,
+    Forgery::Usurped,
+    Forgery::Usurped,
+    Forgery::Usurped,
     Forgery::Usurped,
 ];
 
@@ -204,6 +207,18 @@ impl World {
         }
         self.log.reached("hostile: another roster shown");
         Some(shown)
+    }
+
+    /// Whoever a colluding coordinator invited is kept waiting for its key until its place is taken.
+    pub(super) fn withholds_key(&mut self, seat: usize, shown: &KeygenStatus) -> bool {
+        let (circle, member) = (self.seats[seat].circle, self.seats[seat].member);
+        let members = &self.plan.circles[circle].members;
+        let usurpable = !members[member].pinned && !members[member].colludes && members[0].colludes;
+        let taken = |forged: &Forged| {
+            forged.circle == circle && forged.victim == Some(member) && forged.roster.is_some()
+        };
+        let ready = self.hostile.forged.iter().any(taken);
+        usurpable && shown.completed.is_some() && !ready && self.fault("hostile: a key is withheld", 2)
     }
 
     fn brought(
