@@ -227,7 +227,7 @@ fn circle(chance: &mut Chance, circles: u64, hostile: bool) -> CirclePlan {
     let wants = [1, 1, 2, 2, 3, 4][chance.place("wants", 6)];
     let wants = if circles > 1 { 1 } else { wants };
     CirclePlan {
-        wants: (0..wants).map(|_| want(chance, &members, subsets.len(), requesters)).collect(),
+        wants: (0..wants).map(|_| want(chance, &members, subsets.len(), requesters, hostile)).collect(),
         subsets,
         default_tweak: if chance.one_in("default tweak", 3) { tweak(chance) } else { Vec::new() },
         requesters,
@@ -251,7 +251,13 @@ fn tweak(chance: &mut Chance) -> Vec<TweakStep> {
         .collect()
 }
 
-fn want(chance: &mut Chance, members: &[MemberPlan], subsets: usize, requesters: Requesters) -> WantPlan {
+fn want(
+    chance: &mut Chance,
+    members: &[MemberPlan],
+    subsets: usize,
+    requesters: Requesters,
+    hostile: bool,
+) -> WantPlan {
     let by_participant = requesters == Requesters::AnyParticipant && chance.one_in("asked by another", 2);
     let requester = if by_participant { chance.place("requester", members.len()) } else { 0 };
     let items = [1, 1, 1, 2, 3][chance.place("items", 5)];
@@ -260,7 +266,7 @@ fn want(chance: &mut Chance, members: &[MemberPlan], subsets: usize, requesters:
     let decisions = (0..members.len()).map(|index| match chance.below("decision", 6) {
         0 if contrary => Decision::Refuse,
         1 if contrary && index != requester => Decision::Ignore,
-        2 if contrary && index != requester => Decision::Approve { blind: false },
+        2 | 3 if (contrary || hostile) && index != requester => Decision::Approve { blind: false },
         _ => Decision::Approve { blind: true },
     });
     let decisions = decisions.collect();

@@ -240,6 +240,11 @@ impl Pools {
         self.learn(of_reply(&mut reply));
     }
 
+    /// Somebody sends an approval.
+    pub(crate) fn learn_approval(&mut self, approval: &Approval) {
+        keep(&mut self.approvals, approval);
+    }
+
     /// Approvals of anything.
     pub(crate) fn approvals(&self) -> &[Approval] {
         &self.approvals

@@ -55,6 +55,9 @@ impl World {
         if request.method == Method::Post && request.target.ends_with("/signing") {
             self.hears_request(&request.body);
         }
+        if let Ok(approval) = serde_json::from_slice::<Approval>(&request.body) {
+            self.hostile.pools.learn_approval(&approval);
+        }
         // Nobody proves a challenge: an older epoch may be asked instead.
         let asks_newest = request.target.contains("/attestation?") && !request.target.contains("epoch=");
         if asks_newest && self.fault("hostile: an older epoch", 2) {

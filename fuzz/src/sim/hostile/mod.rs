@@ -37,7 +37,7 @@ use runs::HostileRun;
 /// Frames, replies and HTTP messages that it remembers, of each.
 const HEARD_MAX: usize = 256;
 /// Processes that it clones, of all enclaves.
-const CLONES_MAX: usize = 8;
+const CLONES_MAX: usize = 20;
 /// Runs of the rounds that it begins.
 const RUNS_MAX: usize = 12;
 
@@ -268,7 +268,7 @@ impl World {
         if !self.fault("hostile: a strike", 1) {
             return;
         }
-        match self.chance.below("strike", 15) {
+        match self.chance.below("strike", 16) {
             0 => self.replays_frame(),
             1 => self.strikes_with_row(),
             2 => self.opens_altered(),
@@ -277,7 +277,7 @@ impl World {
             5 => self.makes_up_row(),
             6..=8 => self.forges_roster(),
             9 | 10 => self.forges_intent(),
-            11 => self.forges_approval(),
+            11 | 12 => self.forges_approval(),
             _ => self.runs_again(),
         }
     }
@@ -341,7 +341,7 @@ impl World {
     }
 
     fn clones(&mut self) {
-        if self.hostile.clones.len() >= CLONES_MAX / 2 || self.hostile.rows.is_empty() {
+        if self.hostile.clones.len() >= CLONES_MAX / 4 || self.hostile.rows.is_empty() {
             return;
         }
         let which = self.chance.place("which row", self.hostile.rows.len());

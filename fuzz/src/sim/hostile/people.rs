@@ -315,7 +315,12 @@ impl World {
         match self.chance.below("forged approvals", 3) {
             0 => approvals = self.forged_approvals(circle, colluder, make.run.signing_id, make.run.digest),
             1 => approvals.iter_mut().for_each(|approval| approval.blind = !approval.blind),
-            _ => approvals.extend(self.careless_approval(circle, honest, &make.run)),
+            _ => {
+                // Whoever else has to approve may have done so.
+                let known = self.hostile.pools.approvals().iter();
+                approvals.extend(known.filter(|approval| approval.intent_digest == make.run.digest));
+                approvals.extend(self.careless_approval(circle, honest, &make.run));
+            }
         }
         self.log.note(format_args!("hostile: forged approvals of {}", make.run.signing_id));
         self.log.reached("hostile: forged approvals");
@@ -326,7 +331,7 @@ impl World {
     fn careless_approval(&mut self, circle: usize, honest: usize, run: &RunKey) -> Option<Approval> {
         let facts = self.god.intents.get(&run.digest)?;
         let decisions = &self.plan.circles[circle].wants[facts.want?].decisions;
-        if decisions[honest] == Decision::Refuse || facts.requester == honest {
+        if decisions[honest] != (Decision::Approve { blind: false }) || facts.requester == honest {
             return None;
         }
         let (auth, user_id) = (self.auth_of(circle, honest)?, self.god.circles[circle].users[honest]);

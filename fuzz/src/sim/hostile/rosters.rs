@@ -15,6 +15,7 @@ use keymeld_core::crypto::auth::{self, AuthKey};
 use keymeld_core::crypto::envelope;
 use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::Context;
+use keymeld_core::id::UserId;
 use keymeld_core::link::message::{CheckRegistration, KeygenOpened, OpenKeygen, Request, UserBlob};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
@@ -28,6 +29,9 @@ use super::puppet::Puppet;
 /// How long a clone gets to open its identity before it is asked for more.
 const CLONE_OPENS_MS: u64 = 1_500;
 
+/// Fields of an envelope.
+const WRONG_FIELDS: u32 = 8;
+
 /// What is wrong with a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Forgery {
@@ -35,7 +39,7 @@ enum Forgery {
     Anew,
     /// Its record alone: it does not agree with the envelope that is there.
     RecordAlone,
-    /// One field of the envelope.
+    /// One field of the envelope, each in turn.
     Envelope,
     /// The proof of possession: the key is somebody else's.
     Possession,
@@ -98,12 +102,17 @@ impl World {
             return;
         }
         let forgery = FORGERIES[self.chance.place("forgery", FORGERIES.len())];
+        if forgery == Forgery::Envelope {
+            self.log.note(format_args!("hostile: envelopes of member {colluder}"));
+            self.brings_envelopes(circle, colluder, &openings);
+            return;
+        }
         let Some(brought) = self.brought(circle, colluder, honest, forgery) else { return };
         let member = brought.member;
         self.log.note(format_args!("hostile: a registration of member {member}: {forgery:?}"));
         self.log.reached("hostile: a forged registration");
         let user_id = self.god.circles[circle].users[member];
-        self.brings_registration(&openings[0], &brought);
+        self.brings_registration(user_id, &openings[0], &brought);
         // A process that has opened the keygen already knows better.
         let fresh = !self.chance.one_in("at a process of before", 3);
         let mut records = Vec::new();
@@ -135,24 +144,59 @@ impl World {
         self.hostile.forged.push(Forged { circle, victim, records, roster: None, certificates: Vec::new() });
     }
 
-    /// The same on its own, as a gateway asks before it takes one.
-    fn brings_registration(&mut self, open: &OpenKeygen, brought: &Brought) {
+    /// The registration alone, as a gateway asks before it takes one.
+    fn brings_registration(&mut self, user_id: UserId, open: &OpenKeygen, brought: &Brought) {
         let Some((enclave_key, envelope)) = &brought.envelope else { return };
         let Some(at) = self.god.identities.get(enclave_key).map(|facts| facts.at) else { return };
-        let keygen_id = open.keygen_id;
-        let Some(circle) = self.god.circle_of(keygen_id) else { return };
         let check = CheckRegistration {
             enclave_key: *enclave_key,
-            keygen_id,
+            keygen_id: open.keygen_id,
             manifest_hash: open.manifest_hash,
             manifest: open.manifest.clone(),
-            user_id: self.god.circles[circle].users[brought.member],
+            user_id,
             envelope: envelope.clone(),
             record: brought.record.clone(),
             auth_key: brought.auth_key,
             approval_required: false,
         };
         self.strikes_with_request(at, None, Request::CheckRegistration(check));
+    }
+
+    /// A colluder's envelope anew, once for each field that can be wrong in it, as a gateway asks before it takes a
+    /// registration and as it opens a keygen.
+    fn brings_envelopes(&mut self, circle: usize, colluder: usize, openings: &[OpenKeygen]) -> Option<()> {
+        let user_id = self.god.circles[circle].users[colluder];
+        let key = Secret::copied_from(&self.plan.circles[circle].members[colluder].key);
+        let holds = |open: &&OpenKeygen| open.envelopes.iter().any(|envelope| envelope.user_id == user_id);
+        let open = openings.iter().find(holds)?;
+        let OpenKeygen { enclave_key, keygen_id, manifest_hash, .. } = *open;
+        let sealed = open.records.iter().find(|record| record.user_id == user_id)?.blob.clone();
+        let context = Context::Record { keygen_id, manifest_hash, user_id };
+        let plaintext = self.session_seal(circle)?.open(&context, &sealed).ok()?;
+        let signed: Signed<RecordSignatures> = serde_json::from_slice(&plaintext).ok()?;
+        let record: Record = serde_json::from_slice(&signed.body.0).ok()?;
+        let at = self.god.identities.get(&enclave_key)?.at;
+        for wrong in 0..WRONG_FIELDS {
+            let envelope = self.envelope(circle, &record, &key, Some(wrong))?;
+            let check = CheckRegistration {
+                enclave_key,
+                keygen_id,
+                manifest_hash,
+                manifest: open.manifest.clone(),
+                user_id,
+                envelope: envelope.clone(),
+                record: sealed.clone(),
+                auth_key: record.auth_key,
+                approval_required: record.rules.approval == ApprovalRule::Required,
+            };
+            self.strikes_with_request(at, None, Request::CheckRegistration(check));
+            let mut open = open.clone();
+            open.envelopes.retain(|known| known.user_id != user_id);
+            open.envelopes.push(UserBlob { user_id, blob: envelope });
+            self.strikes_with_request(at, None, Request::OpenKeygen(open));
+        }
+        self.log.reached("hostile: an envelope that is wrong in one field");
+        Some(())
     }
 
     /// An enclave has opened a keygen that the host brought.
@@ -178,8 +222,8 @@ impl World {
         let fits =
             |forged: &&Forged| forged.circle == circle && forged.victim.is_none_or(|victim| victim == member);
         let forged: Vec<&Forged> = self.hostile.forged.iter().filter(fits).collect();
-        if forged.is_empty() {
-            return None;
+        if forged.is_empty() || self.chance.one_in("on the spot", 3) {
+            return self.other_record(circle, shown);
         }
         let forged = forged[self.chance.place("which forged roster", forged.len())];
         let roster = forged.roster.clone();
@@ -206,6 +250,17 @@ impl World {
             });
         }
         self.log.reached("hostile: another roster shown");
+        Some(shown)
+    }
+
+    /// A completed keygen with a registration that a colluder makes anew on the spot.
+    fn other_record(&mut self, circle: usize, mut shown: KeygenStatus) -> Option<KeygenStatus> {
+        let colluder = self.plan.circles[circle].members.iter().position(|member| member.colludes)?;
+        let user_id = self.god.circles[circle].users[colluder];
+        let brought = self.brought(circle, colluder, colluder, Forgery::Anew)?;
+        let records = &mut shown.completed.as_mut()?.records;
+        records.iter_mut().find(|view| view.user_id == user_id)?.record = brought.record;
+        self.log.reached("hostile: an uncertified roster shown");
         Some(shown)
     }
 
@@ -287,8 +342,7 @@ impl World {
             // No enclave but the host's own has to do with it.
             Forgery::Puppet | Forgery::Possession => Some((enclave.enclave_key, Blob(Vec::new()))),
             Forgery::Anew | Forgery::Envelope | Forgery::InHonestName | Forgery::Usurped => {
-                let envelope = self.envelope(circle, &record, key, forgery == Forgery::Envelope)?;
-                Some((enclave.enclave_key, envelope))
+                Some((enclave.enclave_key, self.envelope(circle, &record, key, None)?))
             }
         };
         Some(Brought { member, record: sealed, auth_key: record.auth_key, envelope })
@@ -314,8 +368,14 @@ impl World {
         seal_key.seal(&context, &strict::to_json(&signed), entropy).ok()
     }
 
-    /// An envelope for a record's enclave; with one wrong field where it is to be wrong.
-    fn envelope(&mut self, circle: usize, record: &Record, key: &Secret<32>, wrong: bool) -> Option<Blob> {
+    /// An envelope for a record's enclave, with one wrong field where one is named.
+    fn envelope(
+        &mut self,
+        circle: usize,
+        record: &Record,
+        key: &Secret<32>,
+        wrong: Option<u32>,
+    ) -> Option<Blob> {
         let hex = |bytes: &[u8]| String::from_utf8(super::super::leaks::hex(bytes)).expect("hex");
         let session_secret = self.god.circles[circle].session_secret.as_ref()?;
         let mut body = json!({
@@ -328,9 +388,9 @@ impl World {
             "session_secret": hex(session_secret.expose()),
             "rules": record.rules,
         });
-        if wrong {
+        if let Some(wrong) = wrong {
             let other = self.chance.bytes("evil field");
-            let (field, value) = match self.chance.below("wrong field", 9) {
+            let (field, value) = match wrong {
                 0 => ("purpose", json!("keymeld-registration-v2")),
                 1 => ("enclave_key", json!(self.god.public_key(&other))),
                 2 => ("keygen_id", json!(keymeld_core::id::KeygenId(other[..16].try_into().ok()?))),
@@ -340,7 +400,7 @@ impl World {
                 }
                 4 => ("manifest_hash", json!(Hash(other))),
                 5 => ("private_key", json!(hex(&other))),
-                6 | 7 => ("session_secret", json!(hex(&other))),
+                6 => ("session_secret", json!(hex(&other))),
                 _ => ("rules", json!(Rules { allow_blind: true, ..record.rules })),
             };
             body[field] = value;

@@ -19,7 +19,9 @@ use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::{Context, Round, SealKey};
 use keymeld_core::enclave::bundle::{NonceBundle, PartialBundle};
 use keymeld_core::limits::{RESULT_BYTES_MAX, SEALED_BYTES_MAX};
-use keymeld_core::link::message::{Addressed, IdentityRow, OpenKeygen, Reply, Request, RunKey, UserBlob};
+use keymeld_core::link::message::{
+    Addressed, CheckRegistration, IdentityRow, OpenKeygen, Reply, Request, RunKey, UserBlob,
+};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 use musig2::secp::{MaybeScalar, Point};
@@ -62,14 +64,17 @@ impl World {
             (Request::Aggregate(aggregate), Reply::Aggregated(blob)) => {
                 self.judge_result((at, life), &aggregate.run, Some(&aggregate.nonces), blob);
             }
-            (Request::CheckRegistration(check), Reply::RegistrationChecked) => self.judge_envelope(&Taken {
-                enclave_key: check.enclave_key,
-                keygen_id: check.keygen_id,
-                manifest_hash: check.manifest_hash,
-                user_id: check.user_id,
-                envelope: &check.envelope,
-                record: &check.record,
-            }),
+            (Request::CheckRegistration(check), Reply::RegistrationChecked) => {
+                self.judge_registered(check);
+                self.judge_envelope(&Taken {
+                    enclave_key: check.enclave_key,
+                    keygen_id: check.keygen_id,
+                    manifest_hash: check.manifest_hash,
+                    user_id: check.user_id,
+                    envelope: &check.envelope,
+                    record: &check.record,
+                });
+            }
             (Request::Hello, Reply::Hello(_)) | (Request::Attest(_), Reply::Attested(_)) => {}
             (request, reply) => panic!("S8: {request:?} is answered with {reply:?}"),
         }
@@ -114,6 +119,20 @@ impl World {
         });
         assert!(facts.is_some(), "S7: an enclave opens an identity that it never made");
         self.log.reached("an identity is opened");
+    }
+
+    /// A registration is its user's, as the manifest says.
+    fn judge_registered(&self, check: &CheckRegistration) {
+        let CheckRegistration { keygen_id, manifest_hash, user_id, .. } = *check;
+        let circle = self.god.circle_of(keygen_id).expect("S3: a registration in a keygen that nobody made");
+        let secret = self.god.circles[circle].session_secret.as_ref();
+        let secret = secret.expect("kept before anything is sent");
+        let context = Context::Manifest { keygen_id, manifest_hash };
+        let bytes = seal::open(&derive(secret, Purpose::SessionSeal(keygen_id)), &context, &check.manifest);
+        let bytes = bytes.expect("S3: an enclave takes a manifest of another session");
+        let manifest = Manifest::decode(&bytes).expect("S4: an enclave takes a wrong manifest");
+        let sealed = UserBlob { user_id, blob: check.record.clone() };
+        judge_signatures_of_record(secret, &manifest, manifest_hash, &sealed);
     }
 
     /// The roster that an enclave certified holds of every honest member what that member registered.
