@@ -165,7 +165,11 @@ impl Service {
     /// # Errors
     /// [`ChildError::System`].
     pub fn wait(&mut self) -> Result<(), ChildError> {
-        self.child.wait().map(drop).map_err(|error| ChildError::System("cannot wait for a child", error))
+        // `Child::wait` would close it, and that would end the child.
+        let input = self.child.stdin.take();
+        let ended = self.child.wait();
+        self.child.stdin = input;
+        ended.map(drop).map_err(|error| ChildError::System("cannot wait for a child", error))
     }
 
     /// Starts it again where it listened before.

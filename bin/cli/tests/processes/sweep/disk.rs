@@ -10,7 +10,7 @@ use std::time::Duration;
 use keymeld::children::{Children, Program};
 use rusqlite::{Connection, OpenFlags};
 
-use super::run::{Told, check, work};
+use super::run::{Acknowledged, Told, check, work};
 use super::{Sizes, setup, trace};
 use crate::matrix::{check_rows, restart_all, signal, start};
 use crate::party::Access;
@@ -113,7 +113,7 @@ fn begin(home: &Path, disk: &Disk) -> (Children, Access, Told) {
     disk.wrap(&mut setup.gateway);
     let children = Children::start_as(&setup, home).expect("starts");
     let access = Access::to(&children);
-    let told = work(&access, home);
+    let told = work(&access, home, &Acknowledged::default());
     (children, access, told)
 }
 
@@ -209,7 +209,7 @@ fn a_gateway_whose_disk_turns_read_only_shows_what_it_holds_and_goes_on_when_it_
     let home = folder.path();
     let children = Children::start_as(&setup(), home).expect("starts");
     let access = Access::to(&children);
-    let mut told = work(&access, home);
+    let mut told = work(&access, home, &Acknowledged::default());
     let how = "-e trace=write,pwrite64,ftruncate,fsync -e inject=write,pwrite64,ftruncate,fsync:error=EROFS";
     let mut strace = trace::attach(&children.gateway, how, &home.join("core.trace"));
     assert_eq!(access.reserve(0, KEYGEN_MS).as_deref(), Some("storage-failed"));
@@ -230,7 +230,7 @@ fn a_long_reader_keeps_the_log_and_nobody_from_working() {
     let log_bytes = || fs::metadata(home.join("keymeld.db-wal")).map_or(0, |file| file.len());
     let children = Children::start_as(&setup(), home).expect("starts");
     let access = Access::to(&children);
-    let mut told = work(&access, home);
+    let mut told = work(&access, home, &Acknowledged::default());
     let reserve = |count: usize| (0..count).for_each(|_| assert_eq!(access.reserve(0, KEYGEN_MS), None));
 
     let reader = Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("opens");

@@ -98,6 +98,7 @@ struct Outcome {
     missed: Vec<String>,
     /// A run that came to them, or did not, went wrong.
     failed: Vec<String>,
+    slowest: (Duration, String),
 }
 
 fn sweep(points: Vec<Point>, at_a_time: usize) -> Outcome {
@@ -111,11 +112,15 @@ fn sweep(points: Vec<Point>, at_a_time: usize) -> Outcome {
             let Some(point) = next else { return };
             // Its panic, with the name, is on standard error.
             let name = format!("{point}");
+            let started = Instant::now();
             let came = (0..TRIES_MAX).find_map(|_| {
                 let run = thread::Builder::new().name(name.clone()).spawn(move || run::run(point));
                 run.expect("a thread").join().map_or(Some(false), |came| came.then_some(true))
             });
             let mut outcome = outcome.lock().expect("nobody panics with it");
+            if outcome.slowest.0 < started.elapsed() {
+                outcome.slowest = (started.elapsed(), name.clone());
+            }
             match came {
                 Some(true) => outcome.covered += 1,
                 Some(false) => outcome.failed.push(name),
@@ -146,14 +151,19 @@ fn a_keygen_and_a_signing_complete_wherever_a_process_dies_and_keep_what_was_ack
     let (all, writes) = (points.len(), points.iter().filter(is_write).count());
     let boundaries = all - writes;
     assert!(boundaries > 0 && (writes > 0) == trace::is_there(), "{writes} {boundaries}");
+    // The words of one that failed.
+    let words: String = variable("POINT", String::new());
+    points.retain(|point| point.to_string().contains(&words));
     Random::new(seed, 0).shuffle(&mut points);
     points.truncate(points_max);
     let drawn = points.len();
     eprintln!("crash sweep: {drawn} of {all} points, {writes} of them writes; KEYMELD_SWEEP_SEED={seed}");
-    let Outcome { covered, missed, failed } = sweep(points, at_a_time);
+    let Outcome { covered, missed, failed, slowest } = sweep(points, at_a_time);
     println!(
         "{{\"points\":{drawn},\"covered\":{covered},\"durable_writes\":{writes},\"frame_boundaries\":{boundaries},\
-         \"missed\":{missed:?},\"failed\":{failed:?},\"seconds\":{}}}",
+         \"missed\":{missed:?},\"failed\":{failed:?},\"slowest\":{:?},\"slowest_ms\":{},\"seconds\":{}}}",
+        slowest.1,
+        slowest.0.as_millis(),
         began.elapsed().as_secs()
     );
     assert_eq!((covered, missed, failed), (drawn, Vec::new(), Vec::new()));

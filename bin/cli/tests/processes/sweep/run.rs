@@ -1,9 +1,10 @@
 //! One run: processes in a folder of their own, a keygen and a signing, and a process that dies at one point of it.
 
 use std::fmt;
+use std::fs;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use keymeld_core::artifact::result::VerifiedSignature;
 use keymeld_core::bytes::{Message, XOnlyKey};
 use keymeld_core::client::{Done, Invitee, Job, Plan};
 use keymeld_core::id::SigningId;
+use rusqlite::Connection;
 
 use super::relay::{Boundary, Relay, Strike};
 use super::setup;
@@ -126,8 +128,61 @@ struct Signing {
     signed: Vec<VerifiedSignature>,
 }
 
+/// Steps of the work that the gateway has acknowledged.
+#[derive(Default)]
+pub(super) struct Acknowledged(AtomicUsize);
+
+/// What the database holds from the moment on at which the step with that number is acknowledged.
+const KEPT: [&str; 9] = [
+    "SELECT count(*) = 1 FROM rows WHERE family = 1 AND part = 0",
+    "SELECT count(*) = 1 FROM rows WHERE family = 1 AND part = 0 AND version > 1",
+    "SELECT count(*) >= 1 FROM rows WHERE family = 1 AND part >= 100",
+    "SELECT count(*) >= 2 FROM rows WHERE family = 1 AND part >= 100",
+    "SELECT count(*) >= 3 FROM rows WHERE family = 1 AND part >= 100",
+    "SELECT count(*) = 1 FROM rows WHERE family = 1 AND part = 0 AND NOT open",
+    "SELECT count(*) = 1 FROM rows WHERE family = 2 AND part = 0",
+    "SELECT count(*) >= 1 FROM rows WHERE family = 2 AND part > 1",
+    "SELECT count(*) = 1 FROM rows WHERE family = 2 AND part = 1",
+];
+
+/// An answer that is on its way is read within this time.
+const ANSWERED: Duration = Duration::from_millis(50);
+
+impl Acknowledged {
+    fn one_more(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What a dead gateway has left, to be looked at when it is back.
+    fn left(&self, home: &Path) -> Left {
+        thread::sleep(ANSWERED);
+        let (acknowledged, folder) = (self.0.load(Ordering::Relaxed), home.join("left"));
+        fs::create_dir(&folder).expect("a folder");
+        for name in ["keymeld.db", "keymeld.db-wal"] {
+            fs::copy(home.join(name), folder.join(name)).expect("copies");
+        }
+        Left { acknowledged, folder }
+    }
+}
+
+struct Left {
+    acknowledged: usize,
+    folder: PathBuf,
+}
+
+impl Left {
+    /// The clients heal many a loss by asking again: what was acknowledged has to be there by itself.
+    fn check(&self) {
+        let rows = Connection::open(self.folder.join("keymeld.db")).expect("opens");
+        for (at, kept) in KEPT.iter().enumerate().take(self.acknowledged) {
+            let is_kept: bool = rows.query_row(kept, [], |row| row.get(0)).expect("rows");
+            assert!(is_kept, "step {} was acknowledged and is lost", at + 1);
+        }
+    }
+}
+
 /// A keygen and a signing, one step after the other. Each step has to succeed.
-pub(super) fn work(access: &Access, home: &Path) -> Told {
+pub(super) fn work(access: &Access, home: &Path, acknowledged: &Acknowledged) -> Told {
     let delegated = Rules::delegated(unix_ms() + 3_600_000);
     let plan = Plan::new(access.url.clone(), vec![Invitee::default(); PARTICIPANTS - 1], delegated);
     let people = home.join("people");
@@ -135,19 +190,23 @@ pub(super) fn work(access: &Access, home: &Path) -> Told {
     // Slots are dealt out to enclaves that are ready.
     access.await_enclaves();
     first.run(Job::Reserve);
+    acknowledged.one_more();
     first.run(Job::Init);
+    acknowledged.one_more();
     let rules = |at| if at + 1 == APPROVER { careful() } else { delegated };
     let mut participants = invited_with(&first, &people, rules);
     participants.insert(0, first);
     for one in &mut participants {
         one.run(Job::Join);
+        acknowledged.one_more();
     }
     for one in &mut participants {
         assert!(matches!(one.run(Job::AwaitKey), Done::Key(_)));
     }
     let key = participants[0].output_key();
+    acknowledged.one_more();
     let mut told = Told { participants, key, signings: Vec::new() };
-    told.sign(&TEXTS);
+    told.sign_telling(&TEXTS, acknowledged);
     told.confirm();
     told
 }
@@ -155,11 +214,18 @@ pub(super) fn work(access: &Access, home: &Path) -> Told {
 impl Told {
     /// Has something else signed.
     pub(super) fn sign(&mut self, texts: &[&str]) {
+        self.sign_telling(texts, &Acknowledged::default());
+    }
+
+    fn sign_telling(&mut self, texts: &[&str], acknowledged: &Acknowledged) {
         let message = |text: &&str| Origin::Text((*text).into()).message().expect("a text");
         let requested = texts.iter().map(message).collect();
         let signing_id = self.participants[0].request(texts);
+        acknowledged.one_more();
         self.participants[APPROVER].approve(signing_id);
+        acknowledged.one_more();
         let signed = self.participants[0].signatures(signing_id);
+        acknowledged.one_more();
         self.signings.push(Signing { signing_id, requested, signed });
     }
 
@@ -203,7 +269,7 @@ pub(super) fn count() -> Counts {
     };
     let mut stage = Stage::start(setup(), home, &traced);
     stage.open();
-    let told = work(&Access::to(&stage.children), home);
+    let told = work(&Access::to(&stage.children), home, &Acknowledged::default());
     assert_eq!(told.participants[0].enclaves(), ENCLAVES, "an enclave has nobody");
     let frames = settled(&stage);
     let mut writes = Vec::new();
@@ -245,34 +311,44 @@ pub(super) fn run(point: Point) -> bool {
     };
     let mut stage = Stage::start(setup(), home, &traced);
     let access = Access::to(&stage.children);
+    let acknowledged = Acknowledged::default();
     let (told, died) = match point {
-        Point::Write { victim, thread: Thread::First, .. } => {
-            let died = trace::was_killed(&trace::log(home, &config(victim)));
+        Point::Write { victim, thread: Thread::First, call } => {
+            let died = trace::has_killed_at(call, &trace::log(home, &config(victim)));
             stage.open();
-            (work(&access, home), died)
+            (work(&access, home, &acknowledged), died)
         }
         Point::Write { victim, thread: Thread::Core, call } => {
-            let mut strace =
-                trace::attach(&stage.children.gateway, &trace::kill_at(call), &home.join("core.trace"));
+            let log = home.join("core.trace");
+            let mut strace = trace::attach(&stage.children.gateway, &trace::kill_slowly_at(call), &log);
             stage.open();
             let victim = victim.among(&mut stage.children);
             let process_id = victim.process_id();
             let dies = |victim: &mut Service, came: &AtomicBool| {
                 victim.wait().expect("waits");
                 came.store(true, Ordering::Relaxed);
+                let left = acknowledged.left(home);
                 start(victim, &[]);
+                left.check();
             };
-            let done = while_struck(victim, dies, || work(&access, home), || signal(process_id, "KILL"));
+            let (told, died) = while_struck(
+                victim,
+                dies,
+                || work(&access, home, &acknowledged),
+                || signal(process_id, "KILL"),
+            );
             strace.wait().expect("it ends with the gateway");
-            done
+            (told, died && trace::has_killed_at(call, &log))
         }
         Point::Frame { enclave, boundary, victim } => {
-            let dies = |victim: &mut Service, dead: Sender<()>| {
-                victim.kill().expect("kills");
+            let dies = |service: &mut Service, dead: Sender<()>| {
+                service.kill().expect("kills");
                 dead.send(()).expect("the relay waits for it");
-                start(victim, &[]);
+                let left = (victim == Victim::Gateway).then(|| acknowledged.left(home));
+                start(service, &[]);
+                left.iter().for_each(Left::check);
             };
-            at_frame(&mut stage, enclave, boundary, victim, dies, || work(&access, home))
+            at_frame(&mut stage, enclave, boundary, victim, dies, || work(&access, home, &acknowledged))
         }
     };
     check(stage.children, told, home);
@@ -290,13 +366,15 @@ pub(super) fn stop(enclave: usize, boundary: Boundary, victim: Victim, pause: Du
     }
     let mut stage = Stage::start(setup, home, &[]);
     let access = Access::to(&stage.children);
+    let acknowledged = Acknowledged::default();
     let stops = |victim: &mut Service, stopped: Sender<()>| {
         signal(victim.process_id(), "STOP");
         stopped.send(()).expect("the relay waits for it");
         thread::sleep(pause);
         signal(victim.process_id(), "CONT");
     };
-    let (told, came) = at_frame(&mut stage, enclave, boundary, victim, stops, || work(&access, home));
+    let (told, came) =
+        at_frame(&mut stage, enclave, boundary, victim, stops, || work(&access, home, &acknowledged));
     check(stage.children, told, home);
     came
 }

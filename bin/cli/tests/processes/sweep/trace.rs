@@ -106,6 +106,14 @@ pub(super) fn kill_at(Call { name, number }: Call) -> String {
     format!("-e trace={name} -e inject={name}:signal=SIGKILL:when={number}")
 }
 
+/// The same of the gateway's core thread alone, which is held up for 10 ms wherever SQLite takes a lock. Whatever it let out
+/// before its writes is then out when it is killed at them.
+pub(super) fn kill_slowly_at(Call { name, number }: Call) -> String {
+    format!(
+        "-e trace={name},fcntl -e inject=fcntl:delay_enter=10000 -e inject={name}:signal=SIGKILL:when={number}"
+    )
+}
+
 /// Traces the gateway's core thread from now on, as the arguments say.
 pub(super) fn attach(gateway: &Service, how: &str, log: &Path) -> Child {
     let thread = core_thread(gateway).to_string();
@@ -142,9 +150,11 @@ fn core_thread(gateway: &Service) -> u32 {
     core.file_name().to_string_lossy().parse().expect("a number")
 }
 
-/// Whether the traced process was killed.
-pub(super) fn was_killed(log: &Path) -> bool {
-    fs::read_to_string(log).expect("a log").contains("+++ killed by SIGKILL +++")
+/// Whether the traced process was killed at that call and not elsewhere.
+pub(super) fn has_killed_at(Call { name, number }: Call, log: &Path) -> bool {
+    let text = fs::read_to_string(log).expect("a log");
+    let calls = text.lines().filter(|line| line.split_once('(').is_some_and(|(called, _)| called == name));
+    text.contains("+++ killed by SIGKILL +++") && calls.count() == number
 }
 
 /// The calls that change files below `home`, of each thread that makes any, the first thread first.
