@@ -13,7 +13,7 @@ use keymeld_core::crypto::derive::Purpose;
 use keymeld_core::crypto::hash::{Tag, tagged_hash};
 use keymeld_core::crypto::seal::{Context, SealKey};
 use keymeld_core::id::{AttemptId, SigningId};
-use keymeld_core::link::message::RunKey;
+use keymeld_core::link::message::{MakeNonces, RunKey};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 
@@ -303,23 +303,22 @@ impl World {
 
     /// Approvals that nobody gave, for something that was really asked for.
     pub(super) fn forges_approval(&mut self) {
-        let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else { return self.runs_again() };
+        let Some(Betrayed { circle, colluder, .. }) = self.betrayed() else { return self.runs_again() };
         let of_circle = self.god.circles[circle].keygen_id;
         let known = self.hostile.beginnings.iter().filter(|make| Some(make.run.keygen_id) == of_circle);
         let known: Vec<_> = known.cloned().collect();
         if known.is_empty() {
             return;
         }
+        if self.chance.one_in("careless", 2) && self.careless_approval(circle, &known) {
+            return;
+        }
         let make = known[self.chance.place("which intent", known.len())].clone();
         let mut approvals = make.approvals.clone();
-        match self.chance.below("forged approvals", 3) {
-            0 => approvals = self.forged_approvals(circle, colluder, make.run.signing_id, make.run.digest),
-            1 => approvals.iter_mut().for_each(|approval| approval.blind = !approval.blind),
-            _ => {
-                // Whoever else has to approve may have done so.
-                let known = self.hostile.pools.approvals().iter();
-                approvals.extend(known.filter(|approval| approval.intent_digest == make.run.digest));
-                approvals.extend(self.careless_approval(circle, honest, &make.run));
+        match self.chance.one_in("flipped blind", 3) {
+            true => approvals.iter_mut().for_each(|approval| approval.blind = !approval.blind),
+            false => {
+                approvals = self.forged_approvals(circle, colluder, make.run.signing_id, make.run.digest)
             }
         }
         self.log.note(format_args!("hostile: forged approvals of {}", make.run.signing_id));
@@ -328,18 +327,35 @@ impl World {
     }
 
     /// The approval of somebody whose client is of another make: it does not ask for consent to what is blind.
-    fn careless_approval(&mut self, circle: usize, honest: usize, run: &RunKey) -> Option<Approval> {
-        let facts = self.god.intents.get(&run.digest)?;
-        let decisions = &self.plan.circles[circle].wants[facts.want?].decisions;
-        if decisions[honest] != (Decision::Approve { blind: false }) || facts.requester == honest {
-            return None;
-        }
-        let (auth, user_id) = (self.auth_of(circle, honest)?, self.god.circles[circle].users[honest]);
+    fn careless_approval(&mut self, circle: usize, known: &[MakeNonces]) -> bool {
+        let members = self.plan.circles[circle].members.len();
+        let fits = |make: &&MakeNonces, member: usize| {
+            let facts = self.god.intents.get(&make.run.digest)?;
+            let decision = self.plan.circles[circle].wants[facts.want?].decisions[member];
+            let blind = facts.items.iter().any(|item| item.blind && item.signers.contains(&member));
+            let honest = !self.plan.circles[circle].members[member].colludes && facts.requester != member;
+            (blind && honest && decision == Decision::Approve { blind: false }).then_some(member)
+        };
+        let found = known.iter().find_map(|make| {
+            (0..members).find_map(|member| fits(&make, member)).map(|member| (make, member))
+        });
+        let Some((make, member)) = found else { return false };
+        let (run, user_id) = (make.run, self.god.circles[circle].users[member]);
+        let Some(auth) = self.auth_of(circle, member) else { return false };
+        // Whoever else has to approve may have done so.
+        let known = self.hostile.pools.approvals().iter();
+        let mut approvals: Vec<Approval> =
+            known.filter(|approval| approval.intent_digest == run.digest).copied().collect();
         let entropy = &mut self.hostile.entropy;
-        let approval = Approval::sign(run.signing_id, user_id, run.digest, false, &auth, entropy).ok()?;
-        self.god.approvals.entry((run.digest, honest)).or_default().insert(false);
+        let Ok(approval) = Approval::sign(run.signing_id, user_id, run.digest, false, &auth, entropy) else {
+            return false;
+        };
+        approvals.push(approval);
+        self.god.approvals.entry((run.digest, member)).or_default().insert(false);
+        self.log.note(format_args!("hostile: member {member} approves {} carelessly", run.signing_id));
         self.log.reached("hostile: a careless approval");
-        Some(approval)
+        self.begins_run(run, make.intent.clone(), approvals, Twist::None);
+        true
     }
 
     /// A signature of somebody who may not sign this.

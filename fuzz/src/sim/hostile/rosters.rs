@@ -15,11 +15,11 @@ use keymeld_core::crypto::auth::{self, AuthKey};
 use keymeld_core::crypto::envelope;
 use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::Context;
-use keymeld_core::id::UserId;
+use keymeld_core::id::{KeygenId, UserId};
 use keymeld_core::link::message::{CheckRegistration, KeygenOpened, OpenKeygen, Request, UserBlob};
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
-use serde_json::json;
+use serde::Serialize;
 
 use super::super::module::START;
 use super::super::world::{Happening, World};
@@ -69,6 +69,19 @@ const FORGERIES: [Forgery; 16] = [
     Forgery::Usurped,
     Forgery::Usurped,
 ];
+
+/// The plaintext of an envelope, in the order in which enclaves read it.
+#[derive(Serialize)]
+struct EnvelopeBody {
+    purpose: &'static str,
+    enclave_key: PublicKey,
+    keygen_id: KeygenId,
+    user_id: UserId,
+    manifest_hash: Hash,
+    private_key: String,
+    session_secret: String,
+    rules: Rules,
+}
 
 /// A registration that the host brings.
 struct Brought {
@@ -378,34 +391,33 @@ impl World {
     ) -> Option<Blob> {
         let hex = |bytes: &[u8]| String::from_utf8(super::super::leaks::hex(bytes)).expect("hex");
         let session_secret = self.god.circles[circle].session_secret.as_ref()?;
-        let mut body = json!({
-            "purpose": ENVELOPE_PURPOSE,
-            "enclave_key": record.enclave_key,
-            "keygen_id": record.keygen_id,
-            "user_id": record.user_id,
-            "manifest_hash": record.manifest_hash,
-            "private_key": hex(key.expose()),
-            "session_secret": hex(session_secret.expose()),
-            "rules": record.rules,
-        });
+        let mut body = EnvelopeBody {
+            purpose: ENVELOPE_PURPOSE,
+            enclave_key: record.enclave_key,
+            keygen_id: record.keygen_id,
+            user_id: record.user_id,
+            manifest_hash: record.manifest_hash,
+            private_key: hex(key.expose()),
+            session_secret: hex(session_secret.expose()),
+            rules: record.rules,
+        };
         if let Some(wrong) = wrong {
             let other = self.chance.bytes("evil field");
-            let (field, value) = match wrong {
-                0 => ("purpose", json!("keymeld-registration-v2")),
-                1 => ("enclave_key", json!(self.god.public_key(&other))),
-                2 => ("keygen_id", json!(keymeld_core::id::KeygenId(other[..16].try_into().ok()?))),
+            match wrong {
+                0 => body.purpose = "keymeld-registration-v2",
+                1 => body.enclave_key = self.god.public_key(&other),
+                2 => body.keygen_id = KeygenId(other[..16].try_into().ok()?),
                 3 => {
                     let users = &self.god.circles[circle].users;
-                    ("user_id", json!(users.iter().find(|user| **user != record.user_id)?))
+                    body.user_id = *users.iter().find(|user| **user != record.user_id)?;
                 }
-                4 => ("manifest_hash", json!(Hash(other))),
-                5 => ("private_key", json!(hex(&other))),
-                6 => ("session_secret", json!(hex(&other))),
-                _ => ("rules", json!(Rules { allow_blind: true, ..record.rules })),
-            };
-            body[field] = value;
+                4 => body.manifest_hash = Hash(other),
+                5 => body.private_key = hex(&other),
+                6 => body.session_secret = hex(&other),
+                _ => body.rules.allow_blind = !body.rules.allow_blind,
+            }
         }
-        let plaintext = serde_json::to_vec(&body).expect("JSON");
+        let plaintext = strict::to_json(&body);
         envelope::encrypt(&record.enclave_key, &plaintext, &mut self.hostile.entropy).ok()
     }
 }
