@@ -410,16 +410,15 @@ impl God {
             }
             match approved {
                 _ if member == facts.requester => {}
-                Some(blind) if item.blind && !blind.contains(&true) => {
-                    return Some("it was not approved blindly");
-                }
-                Some(_) => {}
+                Some(blind) if !item.blind || blind.contains(&true) => {}
+                Some(_) if of.approves => return Some("it was not approved blindly"),
                 None if of.approves => return Some("it was not approved"),
-                None if !coordinator_asks && !of.any_requester => {
+                // An approval that is too little takes nothing back: the host need not show it.
+                Some(_) | None if !coordinator_asks && !of.any_requester => {
                     return Some("another than the coordinator asks");
                 }
-                None if item.blind && !of.blind => return Some("it is blind"),
-                None => {}
+                Some(_) | None if item.blind && !of.blind => return Some("it is blind"),
+                Some(_) | None => {}
             }
         }
         None

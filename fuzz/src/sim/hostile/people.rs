@@ -143,7 +143,7 @@ impl World {
         self.log.reached("hostile: a forged intent");
         let run = run_key(&intent, sealed.digest);
         let late = intent.expires_at < self.unix_ms() + 60_000;
-        let twist = match self.chance.below("twist of a forged intent", 4) {
+        let twist = match self.chance.below("twist of a forged intent", 6) {
             0 => Twist::Twice,
             _ if late => Twist::Late,
             _ => Twist::None,
@@ -170,7 +170,7 @@ impl World {
         let (created_at, expires_at) = match self.chance.below("evil times", 8) {
             0 => (now + 10 * 60_000, now + 20 * 60_000),
             1 => (now.saturating_sub(600_000), now.saturating_sub(1)),
-            2 | 3 => (now, now + self.chance.between("evil life", 2_000, 20_000)),
+            2..=4 => (now, now + self.chance.between("evil life", 2_000, 20_000)),
             _ => (now, now + 600_000),
         };
         Some(Intent {
