@@ -261,12 +261,18 @@ fn want(
     let by_participant = requesters == Requesters::AnyParticipant && chance.one_in("asked by another", 2);
     let requester = if by_participant { chance.place("requester", members.len()) } else { 0 };
     let items = [1, 1, 1, 2, 3][chance.place("items", 5)];
-    let items: Vec<ItemPlan> = (0..items).map(|_| item(chance, subsets)).collect();
+    let mut items: Vec<ItemPlan> = (0..items).map(|_| item(chance, subsets)).collect();
+    // What is blind, and approved by those who do not look.
+    let careless = hostile && chance.one_in("careless", 4);
+    if careless {
+        items[0].kind = ItemKind::Blind(chance.bytes("message"));
+    }
     let contrary = chance.one_in("contrary", 5);
     let decisions = (0..members.len()).map(|index| match chance.below("decision", 6) {
         0 if contrary => Decision::Refuse,
         1 if contrary && index != requester => Decision::Ignore,
-        2 | 3 if (contrary || hostile) && index != requester => Decision::Approve { blind: false },
+        2 if contrary && index != requester => Decision::Approve { blind: false },
+        _ if careless && index != requester => Decision::Approve { blind: false },
         _ => Decision::Approve { blind: true },
     });
     let decisions = decisions.collect();

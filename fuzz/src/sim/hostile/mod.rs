@@ -268,7 +268,7 @@ impl World {
         if !self.fault("hostile: a strike", 1) {
             return;
         }
-        match self.chance.below("strike", 16) {
+        match self.chance.below("strike", 18) {
             0 => self.replays_frame(),
             1 => self.strikes_with_row(),
             2 => self.opens_altered(),
@@ -277,7 +277,8 @@ impl World {
             5 => self.makes_up_row(),
             6..=8 => self.forges_roster(),
             9 | 10 => self.forges_intent(),
-            11 | 12 => self.forges_approval(),
+            11 => self.forges_approval(),
+            12 | 13 => self.approves_carelessly(),
             _ => self.runs_again(),
         }
     }

@@ -310,9 +310,6 @@ impl World {
         if known.is_empty() {
             return;
         }
-        if self.chance.one_in("careless", 2) && self.careless_approval(circle, &known) {
-            return;
-        }
         let make = known[self.chance.place("which intent", known.len())].clone();
         let mut approvals = make.approvals.clone();
         match self.chance.one_in("flipped blind", 3) {
@@ -327,35 +324,53 @@ impl World {
     }
 
     /// The approval of somebody whose client is of another make: it does not ask for consent to what is blind.
-    fn careless_approval(&mut self, circle: usize, known: &[MakeNonces]) -> bool {
-        let members = self.plan.circles[circle].members.len();
-        let fits = |make: &&MakeNonces, member: usize| {
-            let facts = self.god.intents.get(&make.run.digest)?;
-            let decision = self.plan.circles[circle].wants[facts.want?].decisions[member];
-            let blind = facts.items.iter().any(|item| item.blind && item.signers.contains(&member));
-            let honest = !self.plan.circles[circle].members[member].colludes && facts.requester != member;
-            (blind && honest && decision == Decision::Approve { blind: false }).then_some(member)
+    pub(super) fn approves_carelessly(&mut self) {
+        for circle in 0..self.plan.circles.len() {
+            let of_circle = self.god.circles[circle].keygen_id;
+            let known = self.hostile.beginnings.iter().filter(|make| Some(make.run.keygen_id) == of_circle);
+            let known: Vec<_> = known.cloned().collect();
+            self.careless_approval(circle, &known);
+        }
+    }
+
+    fn careless_approval(&mut self, circle: usize, known: &[MakeNonces]) {
+        let careless = |make: &MakeNonces| -> Vec<usize> {
+            let Some(facts) = self.god.intents.get(&make.run.digest) else { return Vec::new() };
+            let Some(want) = facts.want else { return Vec::new() };
+            let plan = &self.plan.circles[circle];
+            let fits = |member: &usize| {
+                let blind = facts.items.iter().any(|item| item.blind && item.signers.contains(member));
+                let honest = !plan.members[*member].colludes && facts.requester != *member;
+                blind && honest && plan.wants[want].decisions[*member] == Decision::Approve { blind: false }
+            };
+            (0..plan.members.len()).filter(fits).collect()
         };
-        let found = known.iter().find_map(|make| {
-            (0..members).find_map(|member| fits(&make, member)).map(|member| (make, member))
-        });
-        let Some((make, member)) = found else { return false };
-        let (run, user_id) = (make.run, self.god.circles[circle].users[member]);
-        let Some(auth) = self.auth_of(circle, member) else { return false };
-        // Whoever else has to approve may have done so.
+        let Some(make) = known.iter().find(|make| !careless(make).is_empty()) else { return };
+        let (run, members) = (make.run, careless(make));
+        // Whoever else has to approve may have done so, or colludes.
         let known = self.hostile.pools.approvals().iter();
         let mut approvals: Vec<Approval> =
             known.filter(|approval| approval.intent_digest == run.digest).copied().collect();
-        let entropy = &mut self.hostile.entropy;
-        let Ok(approval) = Approval::sign(run.signing_id, user_id, run.digest, false, &auth, entropy) else {
-            return false;
-        };
-        approvals.push(approval);
-        self.god.approvals.entry((run.digest, member)).or_default().insert(false);
-        self.log.note(format_args!("hostile: member {member} approves {} carelessly", run.signing_id));
+        for member in 0..self.plan.circles[circle].members.len() {
+            let colludes = self.plan.circles[circle].members[member].colludes;
+            if !colludes && !members.contains(&member) {
+                continue;
+            }
+            let (Some(auth), user_id) =
+                (self.auth_of(circle, member), self.god.circles[circle].users[member])
+            else {
+                return;
+            };
+            let entropy = &mut self.hostile.entropy;
+            let signed = Approval::sign(run.signing_id, user_id, run.digest, colludes, &auth, entropy);
+            let Ok(approval) = signed else { return };
+            approvals.retain(|other| other.user_id != user_id);
+            approvals.push(approval);
+            self.god.approvals.entry((run.digest, member)).or_default().insert(colludes);
+        }
+        self.log.note(format_args!("hostile: members {members:?} approve {} carelessly", run.signing_id));
         self.log.reached("hostile: a careless approval");
         self.begins_run(run, make.intent.clone(), approvals, Twist::None);
-        true
     }
 
     /// A signature of somebody who may not sign this.

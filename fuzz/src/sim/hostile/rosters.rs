@@ -51,7 +51,7 @@ enum Forgery {
     Usurped,
 }
 
-const FORGERIES: [Forgery; 16] = [
+const FORGERIES: [Forgery; 12] = [
     Forgery::Anew,
     Forgery::RecordAlone,
     Forgery::Envelope,
@@ -64,10 +64,6 @@ const FORGERIES: [Forgery; 16] = [
     Forgery::InHonestName,
     Forgery::InHonestName,
     Forgery::InHonestName,
-    Forgery::Usurped,
-    Forgery::Usurped,
-    Forgery::Usurped,
-    Forgery::Usurped,
 ];
 
 /// The plaintext of an envelope, in the order in which enclaves read it.
@@ -114,7 +110,13 @@ impl World {
         if openings.is_empty() {
             return;
         }
-        let forgery = FORGERIES[self.chance.place("forgery", FORGERIES.len())];
+        let members = &self.plan.circles[circle].members;
+        let usurpable = members.iter().position(|member| !member.colludes && !member.pinned);
+        let usurpable = usurpable.filter(|_| members[0].colludes);
+        let (forgery, honest) = match usurpable {
+            Some(victim) if self.chance.one_in("usurps", 2) => (Forgery::Usurped, victim),
+            _ => (FORGERIES[self.chance.place("forgery", FORGERIES.len())], honest),
+        };
         if forgery == Forgery::Envelope {
             self.log.note(format_args!("hostile: envelopes of member {colluder}"));
             self.brings_envelopes(circle, colluder, &openings);
@@ -302,8 +304,12 @@ impl World {
         let of_colluder = Secret::copied_from(&self.plan.circles[circle].members[colluder].key);
         let own = Secret::copied_from(&self.chance.bytes("host's key"));
         let delegated = Rules::delegated(START + 1_000_000_000);
+        let victim = roster.record(self.god.circles[circle].users[honest])?;
+        // Where it is: another enclave would be left without anybody.
+        let same = EnclaveKeys { enclave_key: victim.enclave_key, identity_key: victim.identity_key };
         let (member, enclave, key) = match forgery {
-            Forgery::InHonestName | Forgery::Usurped => (honest, there, &own),
+            Forgery::InHonestName => (honest, there, &own),
+            Forgery::Usurped => (honest, same, &own),
             // Whoever holds an envelope sees that the key is another's: only the host's own enclave does not mind.
             Forgery::Puppet | Forgery::Possession => (colluder, self.puppet(circle)?, &of_colluder),
             Forgery::Anew | Forgery::RecordAlone | Forgery::Envelope => (colluder, there, &of_colluder),
