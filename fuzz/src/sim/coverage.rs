@@ -91,6 +91,7 @@ pub const WANTED: &[&str] = &[
     "hostile: a round after expiry",
     "hostile: a run of its own",
     "hostile: a strike",
+    "hostile: a usurped roster is shown",
     "hostile: an altered intent",
     "hostile: an envelope that is wrong in one field",
     "hostile: an intent sealed as another",

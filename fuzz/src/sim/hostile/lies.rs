@@ -98,9 +98,9 @@ impl World {
         let Asker::Seat { seat, .. } = asker else { return response };
         if kind == "GET api/v1/keygen/status"
             && let Ok(shown) = serde_json::from_slice::<KeygenStatus>(&response.body)
-            && self.withholds_key(seat, &shown)
+            && let Some(lie) = self.usurps(seat, &shown)
         {
-            return problem::refused(&Code::EnclaveAway.into());
+            return lie;
         }
         if !self.fault("hostile: a response", 2 * self.plan.rates.hostile) {
             return response;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use keymeld_core::api::http::Response;
+use keymeld_core::api::problem;
 use keymeld_core::api::rest::{CertificateView, KeygenStatus, RecordView};
 use keymeld_core::artifact::Signed;
 use keymeld_core::artifact::certificate::Certificate;
@@ -17,6 +19,7 @@ use keymeld_core::crypto::hash::Tag;
 use keymeld_core::crypto::seal::Context;
 use keymeld_core::id::{KeygenId, UserId};
 use keymeld_core::link::message::{CheckRegistration, KeygenOpened, OpenKeygen, Request, UserBlob};
+use keymeld_core::refusal::Code;
 use keymeld_core::secret::Secret;
 use keymeld_core::strict;
 use serde::Serialize;
@@ -27,8 +30,10 @@ use super::people::Betrayed;
 use super::puppet::Puppet;
 
 /// How long a clone gets to open its identity before it is asked for more.
-const CLONE_OPENS_MS: u64 = 1_500;
+const CLONE_OPENS_MS: u64 = 3_000;
 
+/// How often somebody's place is taken.
+const USURPED_MAX: usize = 3;
 /// Fields of an envelope.
 const WRONG_FIELDS: u32 = 8;
 
@@ -51,7 +56,7 @@ enum Forgery {
     Usurped,
 }
 
-const FORGERIES: [Forgery; 12] = [
+const FORGERIES: [Forgery; 13] = [
     Forgery::Anew,
     Forgery::RecordAlone,
     Forgery::Envelope,
@@ -64,6 +69,7 @@ const FORGERIES: [Forgery; 12] = [
     Forgery::InHonestName,
     Forgery::InHonestName,
     Forgery::InHonestName,
+    Forgery::Usurped,
 ];
 
 /// The plaintext of an envelope, in the order in which enclaves read it.
@@ -104,19 +110,17 @@ impl World {
         let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else {
             return self.opens_altered();
         };
+        let forgery = FORGERIES[self.chance.place("forgery", FORGERIES.len())];
+        self.forges(circle, colluder, honest, forgery);
+    }
+
+    fn forges(&mut self, circle: usize, colluder: usize, honest: usize, forgery: Forgery) {
         let Some(keygen_id) = self.god.circles[circle].keygen_id else { return };
         let openings = self.hostile.openings.iter().filter(|((of, _), _)| *of == keygen_id);
         let openings: Vec<OpenKeygen> = openings.map(|(_, open)| open.clone()).collect();
         if openings.is_empty() {
             return;
         }
-        let members = &self.plan.circles[circle].members;
-        let usurpable = members.iter().position(|member| !member.colludes && !member.pinned);
-        let usurpable = usurpable.filter(|_| members[0].colludes);
-        let (forgery, honest) = match usurpable {
-            Some(victim) if self.chance.one_in("usurps", 2) => (Forgery::Usurped, victim),
-            _ => (FORGERIES[self.chance.place("forgery", FORGERIES.len())], honest),
-        };
         if forgery == Forgery::Envelope {
             self.log.note(format_args!("hostile: envelopes of member {colluder}"));
             self.brings_envelopes(circle, colluder, &openings);
@@ -129,7 +133,7 @@ impl World {
         let user_id = self.god.circles[circle].users[member];
         self.brings_registration(user_id, &openings[0], &brought);
         // A process that has opened the keygen already knows better.
-        let fresh = !self.chance.one_in("at a process of before", 3);
+        let fresh = forgery == Forgery::Usurped || !self.chance.one_in("at a process of before", 3);
         let mut records = Vec::new();
         let index = self.hostile.forged.len();
         for mut open in openings {
@@ -231,17 +235,24 @@ impl World {
     }
 
     /// A completed keygen as such a roster would have it, whether or not enclaves have certified that.
-    pub(super) fn forged_completion(&mut self, seat: usize, mut shown: KeygenStatus) -> Option<KeygenStatus> {
+    pub(super) fn forged_completion(&mut self, seat: usize, shown: KeygenStatus) -> Option<KeygenStatus> {
         let (circle, member) = (self.seats[seat].circle, self.seats[seat].member);
-        let completed = shown.completed.as_mut()?;
+        shown.completed.as_ref()?;
         let fits =
             |forged: &&Forged| forged.circle == circle && forged.victim.is_none_or(|victim| victim == member);
-        let forged: Vec<&Forged> = self.hostile.forged.iter().filter(fits).collect();
+        let forged: Vec<usize> =
+            (0..self.hostile.forged.len()).filter(|index| fits(&&self.hostile.forged[*index])).collect();
         if forged.is_empty() || self.chance.one_in("on the spot", 3) {
             return self.other_record(circle, shown);
         }
-        let forged = forged[self.chance.place("which forged roster", forged.len())];
-        let roster = forged.roster.clone();
+        let which = forged[self.chance.place("which forged roster", forged.len())];
+        self.completion_of(which, shown)
+    }
+
+    fn completion_of(&mut self, which: usize, mut shown: KeygenStatus) -> Option<KeygenStatus> {
+        let forged = &self.hostile.forged[which];
+        let (circle, roster) = (forged.circle, forged.roster.clone());
+        let completed = shown.completed.as_mut()?;
         let view = |blob: &UserBlob| RecordView { user_id: blob.user_id, record: blob.blob.clone() };
         completed.records = forged.records.iter().map(view).collect();
         for (key, certificate) in &forged.certificates {
@@ -279,16 +290,32 @@ impl World {
         Some(shown)
     }
 
-    /// Whoever a colluding coordinator invited is kept waiting for its key until its place is taken.
-    pub(super) fn withholds_key(&mut self, seat: usize, shown: &KeygenStatus) -> bool {
+    /// Whoever a colluding coordinator invited is kept waiting for its key until its place is taken, and then told
+    /// of a keygen without it.
+    pub(super) fn usurps(&mut self, seat: usize, shown: &KeygenStatus) -> Option<Response> {
         let (circle, member) = (self.seats[seat].circle, self.seats[seat].member);
         let members = &self.plan.circles[circle].members;
         let usurpable = !members[member].pinned && !members[member].colludes && members[0].colludes;
-        let taken = |forged: &Forged| {
-            forged.circle == circle && forged.victim == Some(member) && forged.roster.is_some()
+        if !usurpable || shown.completed.is_none() {
+            return None;
+        }
+        let taken = |forged: &Forged| forged.circle == circle && forged.victim == Some(member);
+        let ready = |forged: &Forged| {
+            let certified = |roster: &Arc<Roster>| roster.enclaves().len() <= forged.certificates.len();
+            taken(forged) && forged.roster.as_ref().is_some_and(certified)
         };
-        let ready = self.hostile.forged.iter().any(taken);
-        usurpable && shown.completed.is_some() && !ready && self.fault("hostile: a key is withheld", 2)
+        if let Some(which) = self.hostile.forged.iter().position(ready) {
+            let told = self.fault("hostile: a usurped roster is shown", 2);
+            let forged = self.completion_of(which, shown.clone()).filter(|_| told)?;
+            return Some(problem::ok(200, &forged));
+        }
+        if !self.fault("hostile: a key is withheld", 1) {
+            return None;
+        }
+        if self.hostile.forged.iter().filter(|forged| taken(forged)).count() < USURPED_MAX {
+            self.forges(circle, 0, member, Forgery::Usurped);
+        }
+        Some(problem::refused(&Code::EnclaveAway.into()))
     }
 
     fn brought(
