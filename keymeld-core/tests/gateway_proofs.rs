@@ -201,7 +201,7 @@ fn one_key_uses_up_no_more_than_its_share_of_remembered_proofs() {
     let other = by(&mut world, &call, party.users[1].slot.public());
     assert_eq!(outcome_of(&mut world, other), "200", "others are not concerned");
     // They are forgotten by the second.
-    world.pass(SKEW_MS + 1_000);
+    world.pass(2 * SKEW_MS + 1_000);
     let call = party.slots_call(&mut world);
     assert_eq!(outcome_of(&mut world, call), "200");
 }

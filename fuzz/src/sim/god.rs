@@ -135,8 +135,8 @@ pub(crate) struct God {
     /// The last time at which a session ends by itself, on virtual time.
     pub(crate) last_deadline_ms: u64,
     pub(crate) signed: u64,
-    /// Proofs with which something was done, by the gateway's life.
-    pub(crate) proofs: BTreeSet<(u64, String)>,
+    /// Proofs with which something was done, by the gateway's life, and when.
+    pub(crate) proofs: BTreeMap<(u64, String), u64>,
 }
 
 /// The states of keygens as heads of records number them.
@@ -168,7 +168,7 @@ impl God {
             births: (0..seats.len()).map(|seat| (seat, BTreeMap::new())).collect(),
             last_deadline_ms: 0,
             signed: 0,
-            proofs: BTreeSet::new(),
+            proofs: BTreeMap::new(),
         };
         for circle in &plan.circles {
             god.learn_circle(circle);

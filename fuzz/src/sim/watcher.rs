@@ -36,7 +36,9 @@ impl World {
         if let Some(keygen_id) = self.god.circles[circle].keygen_id {
             paths.push(format!("{PREFIX}keygen/{keygen_id}/status"));
         }
-        let of_circle = self.god.intents.values().filter(|facts| facts.circle == circle);
+        // What the host asks for by itself no gateway knows.
+        let of_circle =
+            self.god.intents.values().filter(|facts| facts.circle == circle && facts.want.is_some());
         paths.extend(of_circle.map(|facts| format!("{PREFIX}signing/{}/status", facts.signing_id)));
         for path in paths {
             if !self.watcher.follows.contains_key(&path) && !self.watcher.ended.contains(&path) {

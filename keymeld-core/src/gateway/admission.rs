@@ -77,7 +77,7 @@ impl Gateway {
         if !ProofCache::is_fresh(now.unix_ms, caller) {
             return Err(problem::stale(now.unix_ms));
         }
-        let spent = if allowed { self.proofs.spend(now.unix_ms, caller) } else { Err(Code::KeyNotAllowed) };
+        let spent = if allowed { self.proofs.spend(now.mono_ms, caller) } else { Err(Code::KeyNotAllowed) };
         spent.map_err(|code| problem::refused(&code.into()))
     }
 }

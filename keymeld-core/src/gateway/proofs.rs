@@ -18,11 +18,15 @@ type ProofId = [u8; 16];
 /// Stands for a key, where its proofs are counted.
 type KeyTag = [u8; 8];
 
+/// How long a used proof is remembered, by a clock that nobody sets: a fresh one is at most [`SKEW_MS`] ahead,
+/// and stale that long after its own time. Where the time of day is set back by more, what is older counts anew.
+const REMEMBERED_MS: u64 = 2 * SKEW_MS;
+
 /// Proofs that were used and are not stale yet.
 #[derive(Debug, Default)]
 pub(super) struct ProofCache {
     used: BTreeSet<ProofId>,
-    /// By the second after which they are stale.
+    /// By the second of the monotonic clock after which they are forgotten.
     by_expiry: BTreeMap<u64, Vec<(ProofId, KeyTag)>>,
     per_key: BTreeMap<KeyTag, usize>,
 }
@@ -34,8 +38,8 @@ impl ProofCache {
     }
 
     /// Uses a fresh proof up. Only proofs of allowed keys get here, so that strangers cannot fill the cache.
-    pub(super) fn spend(&mut self, now_unix_ms: u64, caller: &Caller) -> Result<(), Code> {
-        self.forget_stale(now_unix_ms);
+    pub(super) fn spend(&mut self, now_mono_ms: u64, caller: &Caller) -> Result<(), Code> {
+        self.forget_stale(now_mono_ms);
         let hash = sha256(&[caller.key.0.as_slice(), &caller.nonce].concat());
         let id: ProofId = *hash.0.first_chunk().expect("32 bytes");
         let tag: KeyTag = *caller.key.0.first_chunk().expect("32 bytes");
@@ -47,14 +51,14 @@ impl ProofCache {
             return Err(Code::TooMany);
         }
         self.used.insert(id);
-        self.by_expiry.entry((caller.unix_ms + SKEW_MS) / 1_000).or_default().push((id, tag));
+        self.by_expiry.entry((now_mono_ms + REMEMBERED_MS) / 1_000).or_default().push((id, tag));
         self.per_key.insert(tag, of_key + 1);
         Ok(())
     }
 
-    fn forget_stale(&mut self, now_unix_ms: u64) {
+    fn forget_stale(&mut self, now_mono_ms: u64) {
         while let Some(expired) =
-            self.by_expiry.first_entry().filter(|entry| *entry.key() < now_unix_ms / 1_000)
+            self.by_expiry.first_entry().filter(|entry| *entry.key() < now_mono_ms / 1_000)
         {
             for (id, tag) in expired.remove() {
                 self.used.remove(&id);
@@ -90,7 +94,8 @@ mod tests {
         assert!(ProofCache::is_fresh(40_000, &caller(100_000, 1)));
         assert!(!ProofCache::is_fresh(39_999, &caller(100_000, 1)));
         assert_eq!(cache.spend(100_000, &caller(100_000, 1)), Ok(()));
-        assert_eq!(cache.spend(160_000, &caller(100_000, 1)), Err(Code::ProofReplayed));
+        // Whatever the time of day is by then, and was in between.
+        assert_eq!(cache.spend(220_000, &caller(100_000, 1)), Err(Code::ProofReplayed));
         assert_eq!(cache.spend(160_000, &caller(100_000, 2)), Ok(()));
     }
 
@@ -101,7 +106,7 @@ mod tests {
             assert_eq!(cache.spend(1_000_000, &caller(1_000_000, nonce)), Ok(()));
         }
         assert_eq!(cache.spend(1_000_000, &caller(1_000_000, u32::MAX)), Err(Code::TooMany));
-        assert_eq!(cache.spend(1_061_000, &caller(1_061_000, u32::MAX)), Ok(()));
+        assert_eq!(cache.spend(1_121_000, &caller(1_121_000, u32::MAX)), Ok(()));
         assert_eq!((cache.used.len(), cache.by_expiry.len(), cache.per_key.len()), (1, 1, 1));
     }
 }
