@@ -207,6 +207,18 @@ fn one_key_uses_up_no_more_than_its_share_of_remembered_proofs() {
 }
 
 #[test]
+fn a_used_proof_stays_used_though_the_time_of_day_steps_forward_and_back() {
+    let (mut world, party) = begun();
+    let used = party.slots_call(&mut world);
+    assert_eq!(outcome_of(&mut world, used.clone()), "200");
+    world.now.unix_ms += SKEW_MS + 1_000;
+    let call = party.slots_call(&mut world);
+    assert_eq!(outcome_of(&mut world, call), "200");
+    world.now.unix_ms -= SKEW_MS + 1_000;
+    assert_eq!(outcome_of(&mut world, used), "proof-replayed");
+}
+
+#[test]
 fn the_router_takes_the_longest_wait_and_refuses_one_more() {
     let (mut world, party) = begun();
     for (wait_ms, fits) in [(WAIT_MS_MAX, true), (WAIT_MS_MAX + 1, false)] {

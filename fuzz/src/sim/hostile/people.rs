@@ -86,7 +86,7 @@ impl World {
         user_auth_key(&key, self.god.circles[circle].keygen_id?).ok()
     }
 
-    /// An intent that a colluder signs: in its own name or in another's, for now, the past or the future.
+    /// An intent that a colluder signs: in its own name or in another's, valid already, no longer or not yet.
     pub(super) fn forges_intent(&mut self) {
         let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else { return self.runs_again() };
         if self.chance.one_in("alters an intent", 3) {
