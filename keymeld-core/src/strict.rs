@@ -98,7 +98,7 @@ pub fn from_secret_json<T: for<'de> Deserialize<'de> + Serialize>(
         return Err(JsonError::TooLarge);
     }
     let decoded: T = serde_json::from_slice(bytes).map_err(|error| classify(&error))?;
-    let canonical = to_secret_json(&decoded, bytes_max)?;
+    let canonical = written(&decoded, bytes.len()).ok_or(JsonError::WrongType)?;
     // Not constant time: both sides are the same secret document or this is not a valid one.
     if canonical.as_slice() == bytes { Ok(decoded) } else { Err(JsonError::WrongType) }
 }
@@ -108,14 +108,29 @@ pub fn from_secret_json<T: for<'de> Deserialize<'de> + Serialize>(
 /// # Errors
 /// [`JsonError::TooLarge`] where it does not fit in `bytes_max`.
 pub fn to_secret_json<T: Serialize>(value: &T, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, JsonError> {
+    let mut capacity = bytes_max.min(SECRET_BYTES_FIRST);
+    loop {
+        match written(value, capacity) {
+            Some(bytes) => return Ok(bytes),
+            None if capacity == bytes_max => return Err(JsonError::TooLarge),
+            None => capacity = bytes_max.min(4 * capacity),
+        }
+    }
+}
+
+/// Where a document fits into so much it is not written into, and wiped out of, as much as it might have had.
+const SECRET_BYTES_FIRST: usize = 4 * 1024;
+
+/// The document in a wiped buffer of `capacity` bytes; `None` where it does not fit.
+fn written<T: Serialize>(value: &T, capacity: usize) -> Option<Zeroizing<Vec<u8>>> {
     // The buffer must not grow: growing would leave an unwiped copy behind. A slice cannot.
-    let mut bytes = Zeroizing::new(alloc::vec![0; bytes_max]);
+    let mut bytes = Zeroizing::new(alloc::vec![0; capacity]);
     let mut left = bytes.as_mut_slice();
     let mut serializer = serde_json::Serializer::new(&mut left);
-    value.serialize(&mut serializer).map_err(|_| JsonError::TooLarge)?;
-    let length = bytes_max - left.len();
+    value.serialize(&mut serializer).ok()?;
+    let length = capacity - left.len();
     bytes.truncate(length);
-    Ok(bytes)
+    Some(bytes)
 }
 
 /// Why CBOR was refused.
@@ -334,6 +349,10 @@ mod tests {
         assert_eq!(to_secret_json(&keyed, exact - 1), Err(JsonError::TooLarge));
         // A buffer that had grown would have left a copy of the secrets behind, not wiped.
         assert_eq!(to_secret_json(&keyed, 100).expect("fits").capacity(), 100);
+        let long = Keyed { kind: "k".repeat(10_000), ..keyed };
+        let written = to_secret_json(&long, 20_000).expect("fits");
+        assert_eq!((written.len(), written.capacity()), (10_000 + exact - 1, 16 * 1024));
+        assert_eq!(from_secret_json(&written, 20_000), Ok(long));
         for bad in [
             r#"{"key":"0a0b","kind":"k"}"#,
             r#"{"kind":"k", "key":"0a0b"}"#,
