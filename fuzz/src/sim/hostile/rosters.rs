@@ -12,7 +12,7 @@ use keymeld_core::artifact::registration::{
     ApprovalRule, ENVELOPE_PURPOSE, Record, RecordSignatures, Rules, user_auth_key,
 };
 use keymeld_core::artifact::roster::{EnclaveKeys, Roster};
-use keymeld_core::bytes::{Blob, Hash, PublicKey, Salt, XOnlyKey};
+use keymeld_core::bytes::{Blob, Hash, PublicKey, Salt};
 use keymeld_core::crypto::auth::{self, AuthKey};
 use keymeld_core::crypto::envelope;
 use keymeld_core::crypto::hash::Tag;
@@ -44,8 +44,6 @@ enum Forgery {
     Anew,
     /// Its record alone: it does not agree with the envelope that is there.
     RecordAlone,
-    /// One field of the envelope, each in turn.
-    Envelope,
     /// The proof of possession: the key is somebody else's.
     Possession,
     /// The enclave is the host's own.
@@ -56,20 +54,21 @@ enum Forgery {
     Usurped,
 }
 
-const FORGERIES: [Forgery; 13] = [
-    Forgery::Anew,
-    Forgery::RecordAlone,
-    Forgery::Envelope,
-    Forgery::Envelope,
-    Forgery::Envelope,
-    Forgery::Possession,
-    Forgery::Puppet,
-    Forgery::Puppet,
-    Forgery::Puppet,
-    Forgery::InHonestName,
-    Forgery::InHonestName,
-    Forgery::InHonestName,
-    Forgery::Usurped,
+/// How often each is tried; `None` is a colluder's own registration with envelopes that are wrong.
+const FORGERIES: [Option<Forgery>; 13] = [
+    Some(Forgery::Anew),
+    Some(Forgery::RecordAlone),
+    None,
+    None,
+    None,
+    Some(Forgery::Possession),
+    Some(Forgery::Puppet),
+    Some(Forgery::Puppet),
+    Some(Forgery::Puppet),
+    Some(Forgery::InHonestName),
+    Some(Forgery::InHonestName),
+    Some(Forgery::InHonestName),
+    Some(Forgery::Usurped),
 ];
 
 /// The plaintext of an envelope, in the order in which enclaves read it.
@@ -88,8 +87,8 @@ struct EnvelopeBody {
 /// A registration that the host brings.
 struct Brought {
     member: usize,
-    record: Blob,
-    auth_key: XOnlyKey,
+    record: Record,
+    sealed: Blob,
     /// At which enclave; `None` where what is there stays.
     envelope: Option<(PublicKey, Blob)>,
 }
@@ -110,20 +109,22 @@ impl World {
         let Some(Betrayed { circle, colluder, honest }) = self.betrayed() else {
             return self.opens_altered();
         };
-        let forgery = FORGERIES[self.chance.place("forgery", FORGERIES.len())];
-        self.forges(circle, colluder, honest, forgery);
+        match FORGERIES[self.chance.place("forgery", FORGERIES.len())] {
+            Some(forgery) => self.forges(circle, colluder, honest, forgery),
+            None => _ = self.brings_envelopes(circle, colluder),
+        }
+    }
+
+    /// The requests that opened a keygen at each enclave.
+    fn openings(&self, circle: usize) -> Vec<OpenKeygen> {
+        let Some(keygen_id) = self.god.circles[circle].keygen_id else { return Vec::new() };
+        let openings = self.hostile.openings.iter().filter(|((of, _), _)| *of == keygen_id);
+        openings.map(|(_, open)| open.clone()).collect()
     }
 
     fn forges(&mut self, circle: usize, colluder: usize, honest: usize, forgery: Forgery) {
-        let Some(keygen_id) = self.god.circles[circle].keygen_id else { return };
-        let openings = self.hostile.openings.iter().filter(|((of, _), _)| *of == keygen_id);
-        let openings: Vec<OpenKeygen> = openings.map(|(_, open)| open.clone()).collect();
+        let openings = self.openings(circle);
         if openings.is_empty() {
-            return;
-        }
-        if forgery == Forgery::Envelope {
-            self.log.note(format_args!("hostile: envelopes of member {colluder}"));
-            self.brings_envelopes(circle, colluder, &openings);
             return;
         }
         let Some(brought) = self.brought(circle, colluder, honest, forgery) else { return };
@@ -131,7 +132,9 @@ impl World {
         self.log.note(format_args!("hostile: a registration of member {member}: {forgery:?}"));
         self.log.reached("hostile: a forged registration");
         let user_id = self.god.circles[circle].users[member];
-        self.brings_registration(user_id, &openings[0], &brought);
+        if let Some((key, envelope)) = &brought.envelope {
+            self.brings_registration(&openings[0], &brought.record, &brought.sealed, (*key, envelope));
+        }
         // A process that has opened the keygen already knows better.
         let fresh = forgery == Forgery::Usurped || !self.chance.one_in("at a process of before", 3);
         let mut records = Vec::new();
@@ -139,7 +142,7 @@ impl World {
         for mut open in openings {
             let at = self.god.identities[&open.enclave_key].at;
             for known in open.records.iter_mut().filter(|known| known.user_id == user_id) {
-                known.blob = brought.record.clone();
+                known.blob = brought.sealed.clone();
             }
             if let Some((key, envelope)) = &brought.envelope {
                 open.envelopes.retain(|known| known.user_id != user_id);
@@ -164,26 +167,36 @@ impl World {
     }
 
     /// The registration alone, as a gateway asks before it takes one.
-    fn brings_registration(&mut self, user_id: UserId, open: &OpenKeygen, brought: &Brought) {
-        let Some((enclave_key, envelope)) = &brought.envelope else { return };
-        let Some(at) = self.god.identities.get(enclave_key).map(|facts| facts.at) else { return };
+    fn brings_registration(
+        &mut self,
+        open: &OpenKeygen,
+        record: &Record,
+        sealed: &Blob,
+        (enclave_key, envelope): (PublicKey, &Blob),
+    ) {
+        let Some(at) = self.god.identities.get(&enclave_key).map(|facts| facts.at) else { return };
         let check = CheckRegistration {
-            enclave_key: *enclave_key,
+            enclave_key,
             keygen_id: open.keygen_id,
             manifest_hash: open.manifest_hash,
             manifest: open.manifest.clone(),
-            user_id,
+            user_id: record.user_id,
             envelope: envelope.clone(),
-            record: brought.record.clone(),
-            auth_key: brought.auth_key,
-            approval_required: false,
+            record: sealed.clone(),
+            auth_key: record.auth_key,
+            approval_required: record.rules.approval == ApprovalRule::Required,
         };
         self.strikes_with_request(at, None, Request::CheckRegistration(check));
     }
 
     /// A colluder's envelope anew, once for each field that can be wrong in it, as a gateway asks before it takes a
     /// registration and as it opens a keygen.
-    fn brings_envelopes(&mut self, circle: usize, colluder: usize, openings: &[OpenKeygen]) -> Option<()> {
+    fn brings_envelopes(&mut self, circle: usize, colluder: usize) -> Option<()> {
+        let openings = self.openings(circle);
+        if openings.is_empty() {
+            return None;
+        }
+        self.log.note(format_args!("hostile: envelopes of member {colluder}"));
         let user_id = self.god.circles[circle].users[colluder];
         let key = Secret::copied_from(&self.plan.circles[circle].members[colluder].key);
         let holds = |open: &&OpenKeygen| open.envelopes.iter().any(|envelope| envelope.user_id == user_id);
@@ -197,18 +210,7 @@ impl World {
         let at = self.god.identities.get(&enclave_key)?.at;
         for wrong in 0..WRONG_FIELDS {
             let envelope = self.envelope(circle, &record, &key, Some(wrong))?;
-            let check = CheckRegistration {
-                enclave_key,
-                keygen_id,
-                manifest_hash,
-                manifest: open.manifest.clone(),
-                user_id,
-                envelope: envelope.clone(),
-                record: sealed.clone(),
-                auth_key: record.auth_key,
-                approval_required: record.rules.approval == ApprovalRule::Required,
-            };
-            self.strikes_with_request(at, None, Request::CheckRegistration(check));
+            self.brings_registration(open, &record, &sealed, (enclave_key, &envelope));
             let mut open = open.clone();
             open.envelopes.retain(|known| known.user_id != user_id);
             open.envelopes.push(UserBlob { user_id, blob: envelope });
@@ -285,7 +287,7 @@ impl World {
         let user_id = self.god.circles[circle].users[colluder];
         let brought = self.brought(circle, colluder, colluder, Forgery::Anew)?;
         let records = &mut shown.completed.as_mut()?.records;
-        records.iter_mut().find(|view| view.user_id == user_id)?.record = brought.record;
+        records.iter_mut().find(|view| view.user_id == user_id)?.record = brought.sealed;
         self.log.reached("hostile: an uncertified roster shown");
         Some(shown)
     }
@@ -339,7 +341,7 @@ impl World {
             Forgery::Usurped => (honest, same, &own),
             // Whoever holds an envelope sees that the key is another's: only the host's own enclave does not mind.
             Forgery::Puppet | Forgery::Possession => (colluder, self.puppet(circle)?, &of_colluder),
-            Forgery::Anew | Forgery::RecordAlone | Forgery::Envelope => (colluder, there, &of_colluder),
+            Forgery::Anew | Forgery::RecordAlone => (colluder, there, &of_colluder),
         };
         let user_id = self.god.circles[circle].users[member];
         let known = roster.record(user_id)?.clone();
@@ -387,11 +389,11 @@ impl World {
             Forgery::InHonestName if record.public_key == known_key => None,
             // No enclave but the host's own has to do with it.
             Forgery::Puppet | Forgery::Possession => Some((enclave.enclave_key, Blob(Vec::new()))),
-            Forgery::Anew | Forgery::Envelope | Forgery::InHonestName | Forgery::Usurped => {
+            Forgery::Anew | Forgery::InHonestName | Forgery::Usurped => {
                 Some((enclave.enclave_key, self.envelope(circle, &record, key, None)?))
             }
         };
-        Some(Brought { member, record: sealed, auth_key: record.auth_key, envelope })
+        Some(Brought { member, record, sealed, envelope })
     }
 
     fn sealed_record(
