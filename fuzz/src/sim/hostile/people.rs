@@ -131,7 +131,7 @@ impl World {
         if requester == colluder && truthful {
             self.learns_forged(circle, colluder, &intent, sealed.digest);
         }
-        if self.chance.one_in("sealed as another", 6)
+        if self.chance.one_in("sealed as another", 3)
             && let Some(other) = self.sealed_as(&intent, sealed.digest, &auth, &seal_key)
         {
             sealed.sealed = other;

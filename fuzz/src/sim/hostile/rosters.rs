@@ -55,12 +55,14 @@ enum Forgery {
 }
 
 /// How often each is tried; `None` is a colluder's own registration with envelopes that are wrong.
-const FORGERIES: [Option<Forgery>; 13] = [
+const FORGERIES: [Option<Forgery>; 15] = [
     Some(Forgery::Anew),
     Some(Forgery::RecordAlone),
     None,
     None,
     None,
+    Some(Forgery::Possession),
+    Some(Forgery::Possession),
     Some(Forgery::Possession),
     Some(Forgery::Puppet),
     Some(Forgery::Puppet),

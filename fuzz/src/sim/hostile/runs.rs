@@ -7,7 +7,7 @@ use keymeld_core::artifact::approval::Approval;
 use keymeld_core::artifact::intent::Intent;
 use keymeld_core::artifact::roster::Roster;
 use keymeld_core::bytes::{Blob, PublicKey, PublicNonce};
-use keymeld_core::id::AttemptId;
+use keymeld_core::id::{AttemptId, UserId};
 use keymeld_core::link::message::{Addressed, Aggregate, MakeNonces, MakePartials, Reply, Request, RunKey};
 use keymeld_core::refusal::Code;
 
@@ -181,12 +181,15 @@ impl World {
                 approvals.remove(self.chance.place("approval lost", approvals.len()));
             }
             Twist::NoApprovals => approvals.clear(),
+            // What everybody approved elsewhere.
             Twist::OtherApproval => {
-                let known = self.hostile.pools.approvals();
-                if !known.is_empty() {
-                    let which = self.chance.place("other approval", known.len());
-                    approvals = vec![self.hostile.pools.approvals()[which]];
-                }
+                let users = &self.god.circles[circle].users;
+                let other = self.hostile.pools.approvals().iter().filter(|approval| {
+                    approval.intent_digest != run.digest && users.contains(&approval.user_id)
+                });
+                let of_each: BTreeMap<UserId, Approval> =
+                    other.map(|approval| (approval.user_id, *approval)).collect();
+                approvals = of_each.into_values().collect();
             }
             Twist::OtherSession => {
                 let others = &self.hostile.beginnings;
