@@ -3,13 +3,13 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use der::{Decode, Reader, SliceReader, Tag};
-use p384::ecdsa::signature::Verifier;
-use p384::ecdsa::{DerSignature, Signature, VerifyingKey};
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
 };
+use webpki::aws_lc_rs::ECDSA_P384_SHA384;
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter};
 
 use super::AttestationError;
@@ -137,7 +137,7 @@ pub(super) fn verify_path(
         EndEntityCert::try_from(&certificate).map_err(|_| AttestationError::CertificateMalformed)?;
     certificate
         .verify_for_usage(
-            &[&X509EcdsaP384],
+            &[ECDSA_P384_SHA384],
             &[anchor],
             &intermediates,
             UnixTime::since_unix_epoch(Duration::from_secs(unix_time_s)),
@@ -187,32 +187,7 @@ fn time<'a>(reader: &mut impl Reader<'a>) -> der::Result<Duration> {
     }
 }
 
-/// ES384 as certificates carry it: r and s in DER.
-#[derive(Debug)]
-struct X509EcdsaP384;
-
-impl SignatureVerificationAlgorithm for X509EcdsaP384 {
-    fn verify_signature(
-        &self,
-        public_key: &[u8],
-        message: &[u8],
-        signature: &[u8],
-    ) -> Result<(), InvalidSignature> {
-        let key = VerifyingKey::from_sec1_bytes(public_key).map_err(|_| InvalidSignature)?;
-        let signature = DerSignature::from_bytes(signature).map_err(|_| InvalidSignature)?;
-        key.verify(message, &signature).map_err(|_| InvalidSignature)
-    }
-
-    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_P384
-    }
-
-    fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_SHA384
-    }
-}
-
-/// ES384 as COSE carries it: r and s side by side, 96 bytes.
+/// ES384 as COSE carries it: r and s side by side, 96 bytes, where certificates carry them in DER.
 #[derive(Debug)]
 struct CoseEs384;
 
@@ -223,9 +198,8 @@ impl SignatureVerificationAlgorithm for CoseEs384 {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
-        let key = VerifyingKey::from_sec1_bytes(public_key).map_err(|_| InvalidSignature)?;
-        let signature = Signature::from_slice(signature).map_err(|_| InvalidSignature)?;
-        key.verify(message, &signature).map_err(|_| InvalidSignature)
+        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, public_key);
+        key.verify(message, signature).map_err(|_| InvalidSignature)
     }
 
     fn public_key_alg_id(&self) -> AlgorithmIdentifier {
