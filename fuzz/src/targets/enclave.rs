@@ -31,6 +31,8 @@ use crate::stage::story::{ENCLAVES, STORY};
 const EVENTS_MAX: usize = 32;
 /// Identity rows that one input has opened: each costs as much as all its other events.
 const ROWS_MAX: usize = 1;
+/// Keygens that one input has opened otherwise than the story: each costs as much as ten rounds.
+const OPENINGS_MAX: usize = 3;
 /// Public nonces of the story's first intent at each enclave, and of the others.
 const COUNTS: [[usize; ENCLAVES]; 2] = [[4, 1], [2, 1]];
 
@@ -97,6 +99,7 @@ struct Play {
     partials: Vec<(PublicKey, Blob)>,
     genuine_next: usize,
     rows_opened: usize,
+    openings: usize,
     oracle: Oracle,
 }
 
@@ -200,6 +203,7 @@ impl Play {
             partials: Vec::new(),
             genuine_next: 0,
             rows_opened: 0,
+            openings: 0,
             oracle: Oracle::default(),
         };
         for at in 0..ENCLAVES {
@@ -482,6 +486,10 @@ fn genuine(play: &mut Play) {
 }
 
 fn open(play: &mut Play, at: usize, program: &mut Program<'_>) {
+    play.openings += 1;
+    if play.openings > OPENINGS_MAX {
+        return play.ask(at, Request::Hello);
+    }
     let mut open = KNOWN.opens[at].clone();
     match program.byte() % 8 {
         0 | 1 => {}
