@@ -1,5 +1,6 @@
 //! What only the simulator knows: every secret, who did what, and what therefore may happen.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -103,6 +104,8 @@ pub(crate) enum EndFacts {
 
 /// Everything that is known.
 pub(crate) struct God {
+    /// Oracles ask for the same few over and over.
+    public_keys: RefCell<BTreeMap<[u8; 32], PublicKey>>,
     pub(crate) leaks: Leaks,
     pub(crate) ledger: Ledger,
     pub(crate) circles: Vec<CircleFacts>,
@@ -146,6 +149,7 @@ const KEYGEN_STATES: [&str; 5] =
 impl God {
     pub(crate) fn new(plan: &Plan, seats: &[Seat]) -> God {
         let mut god = God {
+            public_keys: RefCell::default(),
             leaks: Leaks::new(),
             ledger: Ledger::default(),
             circles: Vec::new(),
@@ -221,7 +225,8 @@ impl God {
 
     /// The public half of a key.
     pub(crate) fn public_key(&self, key: &[u8; 32]) -> PublicKey {
-        auth::public_key(&Secret::copied_from(key)).expect("chance gives valid keys")
+        let made = || auth::public_key(&Secret::copied_from(key)).expect("chance gives valid keys");
+        *self.public_keys.borrow_mut().entry(*key).or_insert_with(made)
     }
 
     /// A client keeps its membership: its secrets are known from then on.
