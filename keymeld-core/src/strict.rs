@@ -118,7 +118,7 @@ pub fn to_secret_json<T: Serialize>(value: &T, bytes_max: usize) -> Result<Zeroi
     }
 }
 
-/// Where a document fits into so much it is not written into, and wiped out of, as much as it might have had.
+/// What is tried first: most documents are far smaller than they may be, and each byte of a buffer has to be wiped.
 const SECRET_BYTES_FIRST: usize = 4 * 1024;
 
 /// The document in a wiped buffer of `capacity` bytes; `None` where it does not fit.

@@ -31,7 +31,7 @@ use crate::stage::story::{ENCLAVES, STORY};
 const EVENTS_MAX: usize = 32;
 /// Identity rows that one input has opened: each costs as much as all its other events.
 const ROWS_MAX: usize = 1;
-/// Keygens that one input has opened otherwise than the story: each costs as much as ten rounds.
+/// Keygens that one input has opened beside the story's: they were more than half of all its time.
 const OPENINGS_MAX: usize = 3;
 /// Public nonces of the story's first intent at each enclave, and of the others.
 const COUNTS: [[usize; ENCLAVES]; 2] = [[4, 1], [2, 1]];

@@ -195,10 +195,6 @@ impl World {
     /// registration and as it opens a keygen.
     fn brings_envelopes(&mut self, circle: usize, colluder: usize) -> Option<()> {
         let openings = self.openings(circle);
-        if openings.is_empty() {
-            return None;
-        }
-        self.log.note(format_args!("hostile: envelopes of member {colluder}"));
         let user_id = self.god.circles[circle].users[colluder];
         let key = Secret::copied_from(&self.plan.circles[circle].members[colluder].key);
         let holds = |open: &&OpenKeygen| open.envelopes.iter().any(|envelope| envelope.user_id == user_id);
@@ -210,6 +206,7 @@ impl World {
         let signed: Signed<RecordSignatures> = serde_json::from_slice(&plaintext).ok()?;
         let record: Record = serde_json::from_slice(&signed.body.0).ok()?;
         let at = self.god.identities.get(&enclave_key)?.at;
+        self.log.note(format_args!("hostile: envelopes of member {colluder}"));
         for wrong in 0..WRONG_FIELDS {
             let envelope = self.envelope(circle, &record, &key, Some(wrong))?;
             self.brings_registration(open, &record, &sealed, (enclave_key, &envelope));
