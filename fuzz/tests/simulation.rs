@@ -33,6 +33,14 @@ fn two_hundred_seeds_hold() {
     );
 }
 
+/// Of the 100,000 in docs/TESTING.md: a requester's slow clock, so that the gateway never takes its request.
+#[test]
+fn seeds_that_have_failed_hold() {
+    for seed in [23_256, 27_649, 38_471, 43_641] {
+        assert_eq!(run(seed, &Options::default()).failure, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     let traced = Options { traced: true, ..Options::default() };

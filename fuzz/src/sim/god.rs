@@ -116,6 +116,8 @@ pub(crate) struct God {
     pub(crate) approvals: BTreeMap<(Hash, usize), BTreeSet<bool>>,
     /// Who said no to what.
     pub(crate) withdrawn: BTreeSet<(Hash, usize)>,
+    /// Wants, by circle, that the gateway refused the request for.
+    pub(crate) turned_away: BTreeSet<(usize, usize)>,
     pub(crate) rosters: BTreeMap<(u64, KeygenId, PublicKey), Arc<Roster>>,
     pub(crate) runs: BTreeMap<(u64, PublicKey, AttemptId), RunFacts>,
     pub(crate) nonces_made: BTreeSet<[u8; 66]>,
@@ -158,6 +160,7 @@ impl God {
             intents: BTreeMap::new(),
             approvals: BTreeMap::new(),
             withdrawn: BTreeSet::new(),
+            turned_away: BTreeSet::new(),
             rosters: BTreeMap::new(),
             runs: BTreeMap::new(),
             nonces_made: BTreeSet::new(),

@@ -195,9 +195,19 @@ impl World {
             return;
         }
         let circle = self.seats[place].circle;
+        if let (Task::Sign(want), Fault::Refused(_), true) = (task, fault, last_word) {
+            self.god.turned_away.insert((circle, *want));
+        }
         let ends = match fault {
             Fault::Ended(refusal, _) => Some(refusal.code),
             Fault::Refused(refusal) if last_word => Some(refusal.code),
+            // Others hear of a request that the gateway never took.
+            Fault::Refused(refusal) if refusal.code == Code::UnknownId => match task {
+                Task::Await(want, _) | Task::Review(want, _) if self.was_turned_away(circle, *want) => {
+                    Some(refusal.code)
+                }
+                _ => None,
+            },
             _ => None,
         };
         let allowed = match task {
@@ -229,6 +239,10 @@ impl World {
             let said_no = self.god.withdrawn.iter().any(|(digest, by)| *by == member && of_want(digest));
             assert!(!honest || said_no, "S4: member {member} is blamed for a no that it did not say");
         }
+    }
+
+    fn was_turned_away(&self, circle: usize, want: usize) -> bool {
+        self.god.turned_away.contains(&(circle, want))
     }
 
     fn keygen_may_fail(&self, circle: usize) -> bool {
@@ -273,6 +287,7 @@ impl World {
                 forbidden || facts.items.iter().any(refused)
             }
             Code::TooManyAttempts => self.plan.rates.enclave > 0,
+            Code::UnknownId => self.was_turned_away(circle, want),
             _ => false,
         }
     }
