@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
@@ -178,21 +178,35 @@ fn classify(error: &serde_json::Error) -> JsonError {
 }
 
 fn read_tree(bytes: &[u8]) -> Result<Value, JsonError> {
-    let reason = Cell::new(None);
+    let (reason, left) = (Cell::new(None), Cell::new(TREE_MAX));
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let tree = Tree { reason: &reason }.deserialize(&mut deserializer);
+    let tree = Tree { reason: &reason, left: &left }.deserialize(&mut deserializer);
     match (tree, deserializer.end()) {
         (Ok(tree), Ok(())) => Ok(tree),
         (Ok(_), Err(_)) | (Err(_), _) => Err(reason.get().unwrap_or(JsonError::Malformed)),
     }
 }
 
+/// How large a tree may grow: each value counts one, an object [`OBJECT_VALUES`]. At most some 16 MiB, however few bytes it is
+/// read from; the largest document that has a use takes less than half.
+const TREE_MAX: usize = 128 * 1024;
+/// An object's map makes room for several fields at once, at some 640 bytes.
+const OBJECT_VALUES: usize = 8;
+
 /// Reads any JSON and remembers why it is refused.
+#[derive(Clone, Copy)]
 struct Tree<'a> {
     reason: &'a Cell<Option<JsonError>>,
+    left: &'a Cell<usize>,
 }
 
 impl Tree<'_> {
+    fn grow<E: serde::de::Error>(&self, by: usize) -> Result<(), E> {
+        let left = self.left.get().checked_sub(by).ok_or_else(|| self.refuse(JsonError::TooLarge))?;
+        self.left.set(left);
+        Ok(())
+    }
+
     fn refuse<E: serde::de::Error>(&self, reason: JsonError) -> E {
         self.reason.set(Some(reason));
         E::custom("refused")
@@ -203,6 +217,7 @@ impl<'de> DeserializeSeed<'de> for Tree<'_> {
     type Value = Value;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.grow(1)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -243,19 +258,19 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
-        while let Some(value) = seq.next_element_seed(Tree { reason: self.reason })? {
+        while let Some(value) = seq.next_element_seed(self)? {
             values.push(value);
         }
         Ok(Value::Array(values))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        self.grow(OBJECT_VALUES)?;
         let mut values = Map::new();
         while let Some(name) = map.next_key::<String>()? {
-            let value = map.next_value_seed(Tree { reason: self.reason })?;
+            let value = map.next_value_seed(self)?;
             if values.insert(name, value).is_some() {
-                self.reason.set(Some(JsonError::DuplicateName));
-                return Err(A::Error::custom("refused"));
+                return Err(self.refuse(JsonError::DuplicateName));
             }
         }
         Ok(Value::Object(values))
@@ -271,7 +286,8 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::{
-        CborError, JsonError, from_cbor, from_json, from_secret_json, to_cbor, to_json, to_secret_json,
+        CborError, JsonError, TREE_MAX, from_cbor, from_json, from_secret_json, to_cbor, to_json,
+        to_secret_json,
     };
     use crate::bytes::Hash;
     use crate::secret::Secret;
@@ -326,6 +342,22 @@ mod tests {
             JsonError::TooLarge
         );
         assert_eq!(refusal(&"[".repeat(9_000)), JsonError::Malformed);
+    }
+
+    /// A few bytes of JSON can be many of memory: what a document grows into has a bound of its own.
+    #[test]
+    fn small_documents_do_not_grow_into_large_trees() {
+        let list = |value: &str, count: usize| format!("[{}1]", format!("{value},").repeat(count));
+        let read = |json: &str| from_json::<Vec<u8>>(json.as_bytes(), usize::MAX).expect_err(&json[..20]);
+        let nested = format!("{}1{}", r#"{"":"#.repeat(120), "}".repeat(120));
+        assert_eq!(read(&list(&nested, TREE_MAX / 1_000)), JsonError::TooLarge);
+        assert_eq!(read(&list("{}", TREE_MAX / 9 + 1)), JsonError::TooLarge);
+        assert_eq!(read(&list("[]", TREE_MAX)), JsonError::TooLarge);
+        assert_eq!(read(&list("1", TREE_MAX - 1)), JsonError::TooLarge);
+        assert_eq!(read(&list("{}", TREE_MAX / 9 - 1)), JsonError::WrongType);
+        let longest: Vec<u8> =
+            from_json(list("1", TREE_MAX - 2).as_bytes(), usize::MAX).expect("as large as it may be");
+        assert_eq!(longest.len(), TREE_MAX - 1);
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]

@@ -214,8 +214,7 @@ impl Router<'_> {
         match segments {
             ["keygen", "reserve"] => {
                 self.only(Method::Post, &[])?;
-                let request: ReserveRequest = self.body()?;
-                Ok(Call::Reserve { caller: self.caller()?, request, token: self.token() })
+                Ok(Call::Reserve { caller: self.caller()?, request: self.body()?, token: self.token() })
             }
             ["keygen", id, "init"] => {
                 self.only(Method::Post, &[])?;
