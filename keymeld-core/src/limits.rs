@@ -27,6 +27,10 @@ pub const RECORD_BYTES_MAX: usize = 4 * 1024;
 pub const CERTIFICATE_BYTES_MAX: usize = 32 * 1024;
 /// Bytes of an intent's body.
 pub const INTENT_BYTES_MAX: usize = 512 * 1024;
+/// Bytes of a sealed intent: its body in hex, a signature and the seal.
+pub const SEALED_INTENT_BYTES_MAX: usize = 2 * INTENT_BYTES_MAX + 1_024;
+/// Bytes of the words of who declines or cancels.
+pub const REASON_BYTES_MAX: usize = 1_024;
 /// Bytes of a result's body. [`ITEMS_MAX`] failures that name [`SHARES_MAX`] culprits fit.
 pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of the plaintext of an envelope.

@@ -1,5 +1,7 @@
 //! A client and a gateway, or a colluding participant, that lies about signatures, intents and refusals.
 
+use keymeld_core::api::http::{Method, Request};
+use keymeld_core::api::problem;
 use keymeld_core::api::rest::{Failure, IntentResponse, SigningState, SigningStatus};
 use keymeld_core::artifact::intent::Item;
 use keymeld_core::artifact::registration::Rules;
@@ -190,6 +192,47 @@ fn a_no_reaches_the_requester_with_its_reason_and_nobody_can_make_one_up() {
     let expected = Fault::Ended(declined, Some("Who is the florist?".into()));
     assert_eq!(fault(world.run(places[0], Job::AwaitSignatures(signing_id))), expected);
     assert_eq!(fault(approve(&mut world, places[2], signing_id)), refused(Code::WrongState));
+}
+
+/// A page of something in between, or the status of another session, does not say that anything arrived.
+#[test]
+fn only_the_gateways_own_answer_says_that_something_arrived() {
+    let (mut world, places) = careful(21);
+    let wanted = items(&mut world, &["page"]);
+    world.tamper = Some(Box::new(|request: &Request, mut response| {
+        if request.method == Method::Post {
+            response.body = b"<html>".to_vec();
+        }
+        response
+    }));
+    let outcome = world.run(places[0], Job::Request { items: wanted, expires_at: None });
+    assert_eq!(fault(outcome), unverified(Code::Malformed));
+    world.tamper = None;
+    let signing_id = request(&mut world, places[0], &["one"]);
+    let other = request(&mut world, places[0], &["other"]);
+    let seen = review(&mut world, places[1], signing_id);
+    let approve = || Job::Approve { review: seen.clone(), blind: false };
+    let decline = || Job::Withdraw { review: seen.clone(), reason: None };
+    world.tamper = alter("/signing/", move |status: &mut SigningStatus| status.signing_id = other);
+    assert_eq!(fault(world.run(places[1], approve())), unverified(Code::IdConflict));
+    world.tamper = alter("/signing/", |status: &mut SigningStatus| status.approved.clear());
+    assert_eq!(fault(world.run(places[1], approve())), unverified(Code::ApprovalMissing));
+    world.tamper = alter("/signing/", |status: &mut SigningStatus| status.failure = None);
+    assert_eq!(fault(world.run(places[1], decline())), unverified(Code::WrongState));
+    world.tamper = None;
+    assert!(matches!(world.run(places[1], decline()), Ok(Done::Withdrawn)));
+}
+
+/// A refusal names nobody: only a signed no does.
+#[test]
+fn whom_a_refusal_blames_is_not_repeated() {
+    let (mut world, places) = careful(22);
+    let signing_id = request(&mut world, places[0], &["one"]);
+    let innocent = world.client(places[1]).user_id();
+    world.tamper =
+        Some(Box::new(move |_, _| problem::refused(&Refusal::blaming(Code::Declined, vec![innocent]))));
+    let outcome = world.run(places[0], Job::AwaitSignatures(signing_id));
+    assert_eq!(fault(outcome), refused(Code::Declined));
 }
 
 #[test]

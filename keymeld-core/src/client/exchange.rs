@@ -38,8 +38,8 @@ pub(super) enum Question {
     Intent(SigningId),
     Submit(Box<VerifiedIntent>),
     SigningStatus(Box<VerifiedIntent>),
-    Approve,
-    Withdraw,
+    Approve(SigningId),
+    Withdraw(SigningId),
 }
 
 /// Whose key proves a request.
@@ -189,7 +189,8 @@ pub(super) fn read(response: &Response) -> Answer<'_> {
     };
     match (Code::from_name(&problem.code), problem.now) {
         (Some(Code::ProofStale), Some(now)) => Answer::Stale(now),
-        (Some(code), _) => Answer::Refused(Refusal::blaming(code, problem.culprits)),
+        // Whom it blames is its word alone.
+        (Some(code), _) => Answer::Refused(code.into()),
         (None, _) => Answer::Refused(Code::Internal.into()),
     }
 }

@@ -672,13 +672,10 @@ impl Client {
                 }
             },
             Question::Intent(signing_id) => self.intent_shown(now, goal, signing_id, body),
-            Question::Submit(intent) if matches!(goal, Goal::Request { .. } | Goal::Resend(_)) => {
-                Ok(Turn::Done(Done::Requested(intent.intent().signing_id)))
-            }
-            Question::Submit(intent) => Ok(self.ask_for_signatures(intent)),
+            Question::Submit(intent) => self.submitted(goal, intent, body),
             Question::SigningStatus(intent) => self.signing_shown(goal, intent, body),
-            Question::Approve => Ok(Turn::Done(Done::Approved)),
-            Question::Withdraw => Ok(Turn::Done(Done::Withdrawn)),
+            Question::Approve(signing_id) => self.approved(signing_id, body),
+            Question::Withdraw(signing_id) => self.withdrawn(signing_id, body),
         }
     }
 

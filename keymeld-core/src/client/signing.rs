@@ -21,12 +21,9 @@ use crate::crypto::derive::Purpose;
 use crate::crypto::seal::Context;
 use crate::entropy::Entropy;
 use crate::id::{SigningId, UserId};
-use crate::limits::INTENT_LIFETIME_DEFAULT_MS;
+use crate::limits::{INTENT_LIFETIME_DEFAULT_MS, REASON_BYTES_MAX};
 use crate::refusal::{Code, Refusal};
 use crate::time::Time;
-
-/// The most bytes of a reason.
-const REASON_BYTES_MAX: usize = 1_024;
 
 impl Client {
     /// Makes an intent, which is kept before it is sent: another one for the same payment would be another
@@ -96,6 +93,49 @@ impl Client {
     ) -> Result<VerifiedIntent, Code> {
         let seal_key = self.membership.seal_key(Purpose::SigningSeal(signing_id));
         VerifiedIntent::open(key.roster(), signing_id, &seal_key, sealed)
+    }
+
+    /// Only an answer of the API shows that the request arrived: it is forgotten then.
+    pub(super) fn submitted(
+        &self,
+        goal: &Goal,
+        intent: Box<VerifiedIntent>,
+        body: &[u8],
+    ) -> Result<Turn, Fault> {
+        let signing_id = intent.intent().signing_id;
+        status_of(signing_id, body)?;
+        match goal {
+            Goal::Request { .. } | Goal::Resend(_) => Ok(Turn::Done(Done::Requested(signing_id))),
+            Goal::Reserve
+            | Goal::Init
+            | Goal::Join
+            | Goal::KeygenProgress
+            | Goal::Key
+            | Goal::Sign { .. }
+            | Goal::Resume(_)
+            | Goal::Review(_)
+            | Goal::Approve(..)
+            | Goal::Withdraw(..)
+            | Goal::SigningProgress(_)
+            | Goal::Signatures(_) => Ok(self.ask_for_signatures(intent)),
+        }
+    }
+
+    pub(super) fn approved(&self, signing_id: SigningId, body: &[u8]) -> Result<Turn, Fault> {
+        if status_of(signing_id, body)?.approved.contains(&self.membership.user_id) {
+            Ok(Turn::Done(Done::Approved))
+        } else {
+            Err(unverified(Code::ApprovalMissing))
+        }
+    }
+
+    pub(super) fn withdrawn(&self, signing_id: SigningId, body: &[u8]) -> Result<Turn, Fault> {
+        let no = status_of(signing_id, body)?.failure.and_then(|failure| failure.withdrawal);
+        if no.is_some_and(|no| no.signing_id == signing_id && no.user_id == self.membership.user_id) {
+            Ok(Turn::Done(Done::Withdrawn))
+        } else {
+            Err(unverified(Code::WrongState))
+        }
     }
 
     pub(super) fn ask_for_signatures(&self, intent: Box<VerifiedIntent>) -> Turn {
@@ -256,7 +296,7 @@ impl Client {
         let approval =
             Approval::sign(intent.signing_id, membership.user_id, digest, blind, user_auth, entropy)?;
         let path = format!("signing/{}/approve", intent.signing_id);
-        Ok(Turn::ask(Exchange::post(Question::Approve, &path, Signer::User, &approval)))
+        Ok(Turn::ask(Exchange::post(Question::Approve(intent.signing_id), &path, Signer::User, &approval)))
     }
 
     pub(super) fn withdraw(
@@ -276,7 +316,7 @@ impl Client {
         let digest = review.intent.digest();
         let withdrawal =
             Withdrawal::sign(kind, signing_id, user_id, digest, reason, &self.user_auth, entropy)?;
-        let (question, signer) = (Question::Withdraw, Signer::User);
+        let (question, signer) = (Question::Withdraw(signing_id), Signer::User);
         Ok(Turn::ask(match kind {
             WithdrawalKind::Cancel => {
                 Exchange::delete(question, &format!("signing/{signing_id}"), signer, &withdrawal)
@@ -295,6 +335,12 @@ impl Client {
         let context = self.reason_context(signing_id, self.membership.user_id);
         Ok(seal_key.seal(&context, reason.as_bytes(), entropy)?)
     }
+}
+
+/// The status with which the gateway takes a request, an approval or a no.
+fn status_of(signing_id: SigningId, body: &[u8]) -> Result<SigningStatus, Fault> {
+    let shown: SigningStatus = decode(body)?;
+    if shown.signing_id == signing_id { Ok(shown) } else { Err(unverified(Code::IdConflict)) }
 }
 
 fn submit(request: &SignRequest, intent: VerifiedIntent) -> Exchange {
