@@ -2,7 +2,9 @@
 
 mod gateway_support;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use gateway_support::enclave::{ecies_key, refused, result_of};
 use gateway_support::party::{Party, outcome_of};
@@ -147,6 +149,31 @@ fn attempts_that_end_in_refusals_are_limited() {
             |report: &&Report| matches!(report, Report::AttemptRefused(_, other) if *other == code);
         assert_eq!(world.reports.iter().filter(is_refused).count(), ATTEMPTS_REFUSED_MAX as usize);
     }
+}
+
+/// An enclave forgets attempts when others push them out: that is nobody's fault, and ends no session.
+#[test]
+fn attempts_that_enclaves_forget_are_begun_anew_until_one_is_not_forgotten() {
+    let (mut world, party) = ready_to_sign();
+    let forgotten = Rc::new(Cell::new(0));
+    for enclave in world.enclaves.values_mut() {
+        let forgotten = Rc::clone(&forgotten);
+        enclave.script = Some(Box::new(move |request| {
+            let forgets = matches!(request, Request::MakePartials(_)) && forgotten.get() < 20;
+            forgets.then(|| {
+                forgotten.set(forgotten.get() + 1);
+                refused(Code::UnknownAttempt)
+            })
+        }));
+    }
+    let sign = party.sign(&mut world, 1);
+    world.call(sign);
+    world.pass(2_000);
+    assert!(attempts(&world).len() < 8, "with pauses");
+    world.pass(120_000);
+    let status = party.signing_status(&mut world, 1);
+    assert_eq!(status.state, SigningState::Completed, "{:?}", status.failure);
+    assert!(attempts(&world).len() > usize::try_from(ATTEMPTS_REFUSED_MAX).expect("few"));
 }
 
 #[test]

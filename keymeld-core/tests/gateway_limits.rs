@@ -12,12 +12,13 @@ use keymeld_core::api::rest::{
 use keymeld_core::api::router::{Call, Wait};
 use keymeld_core::bytes::{Blob, Hash, XOnlyKey};
 use keymeld_core::gateway::{
-    ATTESTATIONS_IN_FLIGHT_MAX, COMMANDS_MAX, Command, Event, QUEUE_MAX, RETRY_MS_MAX, RequestId,
+    ATTESTATIONS_IN_FLIGHT_MAX, ATTESTATIONS_WAITING_MAX, COMMANDS_MAX, Command, Event, QUEUE_MAX,
+    RETRY_MS_MAX, RequestId,
 };
 use keymeld_core::id::{ItemId, KeygenId, SubsetId, UserId};
 use keymeld_core::limits::{
     ENVELOPE_BYTES_MAX, INTENT_LIFETIME_MAX_MS, ITEMS_MAX, MANIFEST_BYTES_MAX, PARTICIPANTS_MAX,
-    RECORD_BYTES_MAX, SHARES_MAX, SKEW_MS, SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX,
+    RECORD_BYTES_MAX, SEALED_INTENT_BYTES_MAX, SHARES_MAX, SKEW_MS, SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX,
 };
 use keymeld_core::link::message::Request;
 
@@ -159,21 +160,32 @@ fn challenges_in_flight_to_one_enclave_are_bounded_and_others_go_on() {
         nonce: Hash([5; 32]),
         epoch: None,
     };
-    let waiting: Vec<RequestId> = (0..ATTESTATIONS_IN_FLIGHT_MAX).map(|_| world.ask(challenge(1))).collect();
+    let flood = |world: &mut World, count| -> Vec<RequestId> {
+        (0..count).map(|_| world.ask(challenge(1))).collect()
+    };
+    let mut waiting = flood(&mut world, ATTESTATIONS_IN_FLIGHT_MAX);
+    let patient = world.ask(challenge(1));
+    waiting.extend(flood(&mut world, ATTESTATIONS_WAITING_MAX - 1));
     let refused = world.ask(challenge(1));
     assert_eq!(outcome(&world.answer(refused).expect("refused at once")), "too-many");
     let other = world.ask(challenge(2));
-    // Half are answered, the other half fail with the link.
-    for _ in 0..ATTESTATIONS_IN_FLIGHT_MAX / 2 {
+    // Some are answered, each in its turn however many ask after it; the others fail with the link.
+    let answer = loop {
+        if let Some(answer) = world.answer(patient) {
+            break answer;
+        }
         let command = world.outbox.pop_front().expect("a challenge");
         world.carry_out(command);
-    }
+    };
+    assert_eq!(outcome(&answer), "200");
+    waiting.retain(|request| world.answer(*request).is_none());
+    assert!(waiting.len() >= ATTESTATIONS_WAITING_MAX - 2, "who asked later waits");
     world.lose(gateway_support::enclave_id(1));
     world.find(gateway_support::enclave_id(1));
     world.run();
     assert_eq!(outcome(&world.answer(other).expect("answered")), "200");
     assert!(waiting.iter().all(|request| world.answer(*request).is_some()));
-    let again: Vec<RequestId> = (0..ATTESTATIONS_IN_FLIGHT_MAX).map(|_| world.ask(challenge(1))).collect();
+    let again = flood(&mut world, ATTESTATIONS_IN_FLIGHT_MAX + ATTESTATIONS_WAITING_MAX);
     world.run();
     for request in again {
         assert_eq!(outcome(&world.answer(request).expect("answered")), "200");
@@ -195,7 +207,9 @@ fn items(count: usize) -> Vec<ItemHint> {
 fn items_and_times_of_an_intent_are_bounded() {
     let latest = |world: &World| world.now.unix_ms + SKEW_MS + INTENT_LIFETIME_MAX_MS;
     type Change = fn(&mut SignRequest, u64);
-    let changes: [(Change, &str); 9] = [
+    let changes: [(Change, &str); 11] = [
+        (|request, _| request.intent = Blob(vec![0; SEALED_INTENT_BYTES_MAX]), "201"),
+        (|request, _| request.intent = Blob(vec![0; SEALED_INTENT_BYTES_MAX + 1]), "too-large"),
         (|request, _| request.items = items(0), "bad-items"),
         (|request, _| request.items = items(ITEMS_MAX), "201"),
         (|request, _| request.items = items(ITEMS_MAX + 1), "bad-items"),
@@ -350,6 +364,30 @@ fn party_completes(world: &mut World, party: &Party) {
         assert_eq!(outcome_of(world, register), "201");
     }
     assert_eq!(party.status(world).state, KeygenState::Completed);
+}
+
+/// However many strangers' sessions sleep, those that do are woken by whoever has to do with them.
+#[test]
+fn where_no_further_session_may_sleep_those_that_do_can_still_be_woken() {
+    let mut world = World::unstarted(3);
+    (world.config.sessions_max, world.config.asleep_max) = (2, 3);
+    world.crash();
+    for number in 1..=3 {
+        world.find(gateway_support::enclave_id(number));
+    }
+    world.run();
+    let parties: Vec<Party> = (0..6).map(numbered).collect();
+    for party in &parties[..5] {
+        party.begin(&mut world);
+    }
+    let sixth = parties[5].reserve(&mut world);
+    assert_eq!(outcome_of(&mut world, sixth), "too-many");
+    for party in &parties[..5] {
+        assert_eq!(party.status(&mut world).state, KeygenState::CollectingParticipants);
+    }
+    party_completes(&mut world, &parties[0]);
+    let sixth = parties[5].reserve(&mut world);
+    assert_eq!(outcome_of(&mut world, sixth), "201");
 }
 
 #[test]

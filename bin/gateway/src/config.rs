@@ -366,13 +366,13 @@ impl Config {
     /// What the machine is made from.
     pub(crate) fn machine(&self) -> gateway::Config {
         gateway::Config {
-            enclaves: self.enclaves.iter().map(|enclave| enclave.id).collect(),
             api_token: self.api_token.clone(),
             keygen_timeout_default_ms: self.keygen.timeout_default_ms,
             keygen_timeout_max_ms: self.keygen.timeout_max_ms,
             sessions_max: self.sessions.sessions_max,
             sessions_bytes_max: self.sessions.sessions_bytes_max,
             unregistered_max: self.sessions.unregistered_max,
+            ..gateway::Config::new(self.enclaves.iter().map(|enclave| enclave.id).collect())
         }
     }
 

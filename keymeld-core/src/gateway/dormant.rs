@@ -5,7 +5,7 @@ use super::keygen::Keygen;
 use super::session::{Entry, Session, SessionKey};
 use super::signing::Signing;
 use super::timers::{Timer, TimerKind};
-use super::{DORMANT_MAX, EVICTION_TRIES_MAX, Gateway};
+use super::{EVICTION_TRIES_MAX, Gateway};
 
 impl Gateway {
     /// Notes that an open session is to be read again.
@@ -15,11 +15,11 @@ impl Gateway {
         self.timers.insert((due, Timer::Session(TimerKind::Retry, key)));
     }
 
-    /// Whether the session slept; it does not any more.
-    pub(super) fn wake(&mut self, key: SessionKey) -> bool {
-        let Some(due) = self.dormant.remove(&key) else { return false };
+    /// When the session was to be read again, if it slept; it does not any more.
+    pub(super) fn wake(&mut self, key: SessionKey) -> Option<u64> {
+        let due = self.dormant.remove(&key)?;
         self.timers.remove(&(due, Timer::Session(TimerKind::Retry, key)));
-        true
+        Some(due)
     }
 
     /// Marks a session as used.
@@ -44,7 +44,7 @@ impl Gateway {
     /// Sends a session to sleep that waits for nothing but requests, the least recently used of those that
     /// are looked at.
     pub(super) fn make_room(&mut self) -> bool {
-        if self.dormant.len() >= DORMANT_MAX {
+        if self.dormant.len() >= self.config.asleep_max {
             return false;
         }
         for _ in 0..EVICTION_TRIES_MAX {

@@ -78,7 +78,7 @@ impl Gateway {
         match session {
             Ok(session) => self.install(now, key, session),
             Err(_) => {
-                // To read it again would not mend it.
+                // Who asked is told; it is read again where it is still due.
                 if let Some(entry) = self.entries.get_mut(&key) {
                     entry.open = false;
                 }

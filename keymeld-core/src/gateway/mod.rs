@@ -86,8 +86,8 @@ pub const SESSIONS_BYTES_MAX: usize = 1024 * 1024 * 1024;
 pub const UNREGISTERED_MAX: usize = 10_000;
 /// Corrupt records that are remembered, so that each is reported once.
 pub const CORRUPT_NOTED_MAX: usize = 1_024;
-/// Open sessions that sleep outside memory. Each costs a timer.
-pub const DORMANT_MAX: usize = 1_000_000;
+/// Open sessions that sleep outside memory, by default. Each costs a timer.
+pub const ASLEEP_MAX: usize = 1_000_000;
 /// Sessions that are looked at for one that can make room.
 pub const EVICTION_TRIES_MAX: usize = 64;
 /// Requests that wait for one session.
@@ -95,6 +95,8 @@ pub const QUEUE_MAX: usize = 256;
 /// Challenges of clients that one enclave may have to answer at a time: anybody can send them, and each costs the
 /// enclave's security module a signature.
 pub const ATTESTATIONS_IN_FLIGHT_MAX: usize = 32;
+/// Challenges that wait for their turn at one enclave: who asks often does not get ahead of who asked before.
+pub const ATTESTATIONS_WAITING_MAX: usize = 512;
 /// Long polls that wait for one session.
 pub const WAITERS_PER_SESSION_MAX: usize = 256;
 /// Bytes of completed keygens that are kept at hand for signing.
@@ -127,6 +129,8 @@ pub struct Config {
     pub sessions_max: usize,
     /// Bytes that they weigh together.
     pub sessions_bytes_max: usize,
+    /// Open sessions that sleep outside memory.
+    pub asleep_max: usize,
     /// Keygens in which nobody has registered.
     pub unregistered_max: usize,
 }
@@ -142,6 +146,7 @@ impl Config {
             keygen_timeout_max_ms: 30 * DAY_MS,
             sessions_max: SESSIONS_MAX,
             sessions_bytes_max: SESSIONS_BYTES_MAX,
+            asleep_max: ASLEEP_MAX,
             unregistered_max: UNREGISTERED_MAX,
         }
     }

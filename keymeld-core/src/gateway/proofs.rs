@@ -37,7 +37,8 @@ impl ProofCache {
         now_unix_ms.abs_diff(caller.unix_ms) <= SKEW_MS
     }
 
-    /// Uses a fresh proof up. Only proofs of allowed keys get here, so that strangers cannot fill the cache.
+    /// Uses a fresh proof up. Only proofs of allowed keys get here: strangers fill
+    /// the cache only with sessions that they reserve, which an API token forbids.
     pub(super) fn spend(&mut self, now_mono_ms: u64, caller: &Caller) -> Result<(), Code> {
         self.forget_stale(now_mono_ms);
         let hash = sha256(&[caller.key.0.as_slice(), &caller.nonce].concat());

@@ -16,12 +16,17 @@ impl Gateway {
     /// Gives work to a session, or to its queue.
     pub(super) fn submit(&mut self, now: Time, key: SessionKey, work: Work, entropy: &mut Entropy) {
         if !self.entries.contains_key(&key) {
+            // First, so that however many sleep, one may take this one's place.
+            let slept_until = self.wake(key);
             while self.is_full() {
                 if !self.make_room() {
+                    if let Some(due) = slept_until {
+                        self.sleep_until(key, due);
+                    }
                     return self.turn_away(now, key, work, Code::TooMany);
                 }
             }
-            let open = self.wake(key) || matches!(work, Work::Resume | Work::Expire | Work::GiveWay);
+            let open = slept_until.is_some() || matches!(work, Work::Resume | Work::Expire | Work::GiveWay);
             self.commands.push_back(Command::Load(Query::Record(key.record())));
             self.last_revision += 1;
             self.entries.insert(key, Entry::loading(open, self.last_revision));

@@ -300,7 +300,8 @@ fn attempt_failed(id: SigningId, signing: &mut Signing, run: &Run, refusal: Refu
             return;
         }
     }
-    if is_passing(code) {
+    // An attempt that is not known was lost with the enclave's memory, or pushed out by others': a pause helps.
+    if is_passing(code) || code == Code::UnknownAttempt {
         step.retry = true;
         return;
     }
@@ -315,8 +316,7 @@ fn attempt_failed(id: SigningId, signing: &mut Signing, run: &Run, refusal: Refu
     // within reason.
     let worth_another = matches!(
         code,
-        Code::UnknownAttempt
-            | Code::AttemptConsumed
+        Code::AttemptConsumed
             | Code::NonceViewsDiffer
             | Code::BundleUnreadable
             | Code::BundleMismatch

@@ -24,7 +24,9 @@ use crate::artifact::approval::{Approval, Withdrawal, WithdrawalKind};
 use crate::bytes::XOnlyKey;
 use crate::entropy::Entropy;
 use crate::id::{SigningId, UserId};
-use crate::limits::{INTENT_LIFETIME_MAX_MS, ITEMS_MAX, SHARES_MAX, SKEW_MS};
+use crate::limits::{
+    INTENT_LIFETIME_MAX_MS, ITEMS_MAX, REASON_BYTES_MAX, SEALED_INTENT_BYTES_MAX, SHARES_MAX, SKEW_MS,
+};
 use crate::refusal::{Code, Refusal};
 use crate::time::Time;
 
@@ -324,6 +326,10 @@ fn check_request(now: Time, keygen: &Keygen, body: &SignRequest) -> Result<(), C
     if body.items.is_empty() || body.items.len() > ITEMS_MAX {
         return Err(Code::BadItems);
     }
+    // It is shown to whoever asks, as often as they ask.
+    if body.intent.0.len() > SEALED_INTENT_BYTES_MAX {
+        return Err(Code::TooLarge);
+    }
     if body.expires_at <= now.unix_ms {
         return Err(Code::IntentExpired);
     }
@@ -419,6 +425,9 @@ fn withdraw(
         && withdrawal.verify(kind, auth_key).is_ok();
     if !about_this {
         return step.refuse(request, Code::ApprovalInvalid);
+    }
+    if withdrawal.reason.as_ref().is_some_and(|reason| reason.0.len() > 2 * REASON_BYTES_MAX) {
+        return step.refuse(request, Code::TooLarge);
     }
     if signing.is_ended() {
         let same = matches!(&signing.rows.end, Some(SigningEnd::Failed(row))
