@@ -404,6 +404,23 @@ fn the_nonces_kept_are_bounded_and_the_oldest_attempt_goes_first() {
     assert_eq!(codes.collect::<Vec<Code>>(), expected);
 }
 
+/// An attempt keeps its roster, which may be a hundred participants'.
+#[test]
+fn attempts_of_large_rosters_push_others_out_before_they_fill_the_memory() {
+    let mut people = vec![Person::at(0, delegated())];
+    people.extend((1..PARTICIPANTS_MAX).map(|_| Person::at(1, delegated())));
+    let mut case = Case::new(Group::of(people));
+    case.world.open_all(&case.group).expect("opens");
+    let run = case.run();
+    let Case { mut world, .. } = case;
+    let kept = SHARES_HELD_MAX / (3 * PARTICIPANTS_MAX);
+    for _ in 0..kept + 20 {
+        run.again().round_1(&mut world, 0).expect("authorised");
+    }
+    let held = world.hosts[0].enclave.attempts_held();
+    assert!(held <= kept && held > kept / 2, "{held} attempts are held");
+}
+
 /// A request for two signatures may be half a megabyte long, and an attempt keeps it.
 #[test]
 fn long_intents_push_others_out_before_they_fill_the_memory() {

@@ -24,6 +24,7 @@ use crate::crypto::seal::{Context, Round, SealKey};
 use crate::entropy::Entropy;
 use crate::id::{AttemptId, UserId};
 use crate::link::message::{Addressed, Aggregate, MakeNonces, MakePartials, Reply, RunKey};
+use crate::musig::MusigError;
 use crate::musig::aggregate::KeyAgg;
 use crate::musig::nonce::SigningNonce;
 use crate::musig::round::{Contribution, FinishError, Session, aggregate_nonces, finish};
@@ -184,10 +185,11 @@ impl Enclave {
         Ok(reply)
     }
 
-    /// Holds an attempt for the next round. `bytes` are the request's, whose intent it keeps, and the answer's.
+    /// Holds an attempt for the next round. `bytes` are the request's, whose intent it keeps, and the answer's. The
+    /// roster counts too: it may be no other attempt's, nor that of an open session any more.
     fn keep(&mut self, attempt: Attempt, bytes: usize) {
         let shares = attempt.items.iter().map(|item| item.signers.len()).sum::<usize>();
-        let weight = 1 + shares + bytes / BYTES_PER_SHARE;
+        let weight = 1 + shares + 2 * attempt.roster.records().len() + bytes / BYTES_PER_SHARE;
         self.attempts.insert(attempt_key(&attempt.run), weight, attempt);
     }
 
@@ -318,8 +320,13 @@ fn begin(
     for (item, asked) in attempt.items.iter().zip(&attempt.intent.intent().items) {
         for signer in item.signers.iter().filter(|signer| signer.enclave_key == run.enclave_key) {
             let key = session.key(signer.user_id).ok_or(Code::Internal)?;
-            let nonce = SigningNonce::generate(key, &item.key_agg, asked.message.0, entropy)
-                .map_err(|_| Code::EntropyFailed)?;
+            let nonce =
+                SigningNonce::generate(key, &item.key_agg, asked.message.0, entropy).map_err(|error| {
+                    match error {
+                        MusigError::Entropy(_) => Code::EntropyFailed,
+                        _ => Code::Internal,
+                    }
+                })?;
             secret.push(nonce);
         }
     }
