@@ -415,6 +415,33 @@ fn large_requests_together_are_bounded_and_the_slow_make_way_for_others() {
 }
 
 #[test]
+fn large_answers_together_are_bounded_and_who_takes_none_makes_way_for_others() {
+    const BYTES: usize = 24_000_000;
+    let limits = ServerLimits { held_bytes_max: 32_000_000, ..ServerLimits::default() };
+    let (server, waiting) = start(limits);
+    let answered = || {
+        let mut peer = Peer::to(server.address());
+        peer.get("/hold");
+        let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
+        responder.send(json("a".repeat(BYTES)));
+        peer
+    };
+    let deaf: Vec<Peer> = (0..3).map(|_| answered()).collect();
+    assert_eq!(answered().reply().body.len(), BYTES);
+    for mut peer in deaf {
+        let mut taken = Vec::new();
+        // A connection that is cut may also be reset.
+        let _ = peer.0.read_to_end(&mut taken);
+        assert!(taken.len() < BYTES);
+    }
+    let mut peer = Peer::to(server.address());
+    peer.get("/hold");
+    waiting.recv_timeout(PATIENCE).unwrap().1.send(json("a".repeat(BYTES + BYTES / 2)));
+    let reply = peer.reply();
+    assert!(reply.status == 503 && reply.has("Retry-After: 1") && reply.body.contains("too-many-bytes"));
+}
+
+#[test]
 fn parked_requests_answered_at_once_take_no_more_threads_than_there_are_connections() {
     let limits = ServerLimits { connections_max: 4, linger_ms: 5_000, ..ServerLimits::default() };
     let (server, waiting) = start(limits);

@@ -15,8 +15,8 @@ use super::table::Seat;
 use super::tls::Tls;
 
 const READ_BYTES: usize = 8 * 1024;
-/// So much of each request does not count towards [`ServerLimits::held_bytes_max`].
-const SMALL_BYTES: usize = 64 * 1024;
+/// So much of each request and of each answer does not count towards [`ServerLimits::held_bytes_max`].
+pub(super) const SMALL_BYTES: usize = 64 * 1024;
 /// How much of what a refused peer goes on to send is read and thrown away.
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 
@@ -136,8 +136,13 @@ impl Connection {
         close: bool,
         limits: &ServerLimits,
     ) -> io::Result<()> {
-        let bytes = response_bytes(response, close);
-        self.stream.write(&bytes, after_ms(limits.write_time_ms))
+        let deadline = after_ms(limits.write_time_ms);
+        if response.body.len() <= SMALL_BYTES {
+            return self.stream.write(&response_bytes(response, close), deadline);
+        }
+        // No second copy of a large body.
+        self.stream.write(&head_bytes(response, close), deadline)?;
+        self.stream.write(&response.body, deadline)
     }
 
     /// Writes as much of a last response as goes out without waiting.
@@ -189,6 +194,14 @@ fn is_timeout(error: &io::Error) -> bool {
 
 /// The response as sent, with framing that every client reads alike.
 pub(super) fn response_bytes(response: &Response, close: bool) -> Vec<u8> {
+    let mut bytes = head_bytes(response, close);
+    if response.status != 204 {
+        bytes.extend_from_slice(&response.body);
+    }
+    bytes
+}
+
+fn head_bytes(response: &Response, close: bool) -> Vec<u8> {
     let status = response.status;
     let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status));
     // RFC 9110, 8.6: none with 204. The API sends no 1xx or 304.
@@ -207,11 +220,7 @@ pub(super) fn response_bytes(response: &Response, close: bool) -> Vec<u8> {
     }
     head += if close { "Connection: close\r\n" } else { "Connection: keep-alive\r\n" };
     head += "Cache-Control: no-store\r\n\r\n";
-    let mut bytes = head.into_bytes();
-    if status != 204 {
-        bytes.extend_from_slice(&response.body);
-    }
-    bytes
+    head.into_bytes()
 }
 
 fn reason(status: u16) -> &'static str {

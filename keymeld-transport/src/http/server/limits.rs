@@ -3,8 +3,8 @@
 /// The bounds of a [`Server`](super::Server).
 ///
 /// Descriptors in use are at most about `connections_max + parked_max`; threads at most twice `connections_max`,
-/// half of them about to end. Bytes of requests are at most `held_bytes_max` and, for each connection, a head
-/// and 64 KiB.
+/// half of them about to end. Bytes of requests and answers are at most `held_bytes_max` and, for each connection,
+/// a head and 64 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
     /// Bytes of a request line and headers together, with their last empty line.
@@ -13,8 +13,8 @@ pub struct ServerLimits {
     pub headers_max: usize,
     /// Bytes of a body.
     pub body_bytes_max: usize,
-    /// Bytes of large requests, beyond the first 64 KiB of each, that all connections hold together until they
-    /// are answered. Where more arrive, those that arrive slowest make way.
+    /// Bytes of large requests and answers, beyond the first 64 KiB of each, that all connections hold together
+    /// until they are answered and written. Where there are more, the slowest make way.
     pub held_bytes_max: usize,
     /// Connections with a thread. At the cap one is closed for a new one: of the address that has most of
     /// them, the longest-idle one.

@@ -5,7 +5,7 @@
 //! thread ends and its stream waits in a bounded table; the answer starts a thread that writes it and goes
 //! on reading. TLS is its own work ([`Tls`], with rustls) or that of a proxy in front.
 //!
-//! **Invariant:** no peer can make it allocate more than it has sent, hold a thread beyond a limit of
+//! **Invariant:** no peer can make it allocate more than it has sent, hold answers or a thread beyond a limit of
 //! [`ServerLimits`], or end the accepting thread.
 
 mod connection;
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use keymeld_core::api::http::Request;
 
-use connection::{Connection, Stop};
+use connection::{Connection, SMALL_BYTES, Stop};
 use exchange::{Answer, Exchange, Outcome};
 use table::{ParkedPlace, Phase, Seat, Table};
 
@@ -265,9 +265,13 @@ fn converse(shared: &Arc<Shared>, seat: &Seat, mut connection: Box<Connection>, 
         }
     }
     loop {
-        if let Some(answer) = answer {
+        if let Some(mut answer) = answer {
             if !seat.enter(Phase::Writing) {
                 return;
+            }
+            let held = answer.response.body.len().saturating_sub(SMALL_BYTES);
+            if held > 0 && !seat.hold(held, shared.limits.held_bytes_max) {
+                answer = Refusal::TooManyBytes.into();
             }
             let close = answer.close || connection.close || shared.table.is_closing();
             if connection.write_response(&answer.response, close, &shared.limits).is_err() {

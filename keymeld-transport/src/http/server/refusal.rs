@@ -45,7 +45,7 @@ pub enum Refusal {
     TransferEncoding,
     /// Every connection is busy.
     TooManyConnections,
-    /// The large requests under way are as many bytes as may be.
+    /// The large requests and answers under way are as many bytes as may be.
     TooManyBytes,
     /// The service did not answer in time.
     AnswerTimedOut,
@@ -130,7 +130,7 @@ impl Refusal {
             Refusal::TooManyBytes => (
                 503,
                 "too-many-bytes",
-                "The large requests under way are all that there is room for. Try again.",
+                "The large requests and answers under way are all that there is room for. Try again.",
             ),
             Refusal::AnswerTimedOut => (
                 503,

@@ -30,7 +30,7 @@ struct Active {
     phase: Phase,
     since: Instant,
     exchange: Weak<Exchange>,
-    /// Bytes of its request that count towards the bound for all.
+    /// Bytes of its request, or of its answer, that count towards the bound for all.
     held: usize,
 }
 
@@ -76,12 +76,13 @@ impl Inner {
         self.close(victim)
     }
 
-    /// Closes the connection, other than this one, that has been reading a large request longest.
+    /// Closes the connection, other than this one, that has been reading a large request or writing a large answer
+    /// longest.
     fn evict_holder(&mut self, but: u64) -> bool {
         let victim = self
             .active
             .iter()
-            .filter(|(id, active)| **id != but && active.phase == Phase::Reading && active.held > 0)
+            .filter(|(id, active)| **id != but && active.phase != Phase::Answering && active.held > 0)
             .min_by_key(|(_, active)| active.since)
             .map(|(id, _)| *id);
         self.close(victim)
@@ -356,8 +357,9 @@ impl Seat {
         true
     }
 
-    /// Says how many bytes of a request the thread holds, which count until its answer; false where that
-    /// would be more than the bound for all, even after others that read slowly were closed.
+    /// Says how many bytes of a request the thread holds, which count until its answer, or of an answer, which
+    /// count until it is written; false where that would be more than the bound for all, even after others that
+    /// are slow were closed.
     pub(super) fn hold(&self, bytes: usize, max: usize) -> bool {
         let mut inner = self.table.lock();
         // One that was closed meanwhile closes nobody else.
@@ -467,6 +469,11 @@ mod tests {
         assert!(!fast.hold(70, 100), "what is being answered stays");
         assert!(!slow.hold(1, 100), "closed");
         assert!(done.enter(Phase::Writing) && fast.hold(100, 100));
+        assert!(done.hold(50, 100) && !is_open(&all[1]), "an answer is held as a request is");
+        let (newest, _peer) = seat(&table, "10.0.0.1", 9);
+        assert!(newest.enter(Phase::Reading) && newest.hold(60, 100), "and makes way as one does");
+        assert!(!is_open(&all[2]));
+        drop(newest);
         drop(all);
         assert_eq!(table.lock().held, 0);
     }
