@@ -56,13 +56,16 @@ pub fn keeper(folder: PathBuf) -> Result<impl FnMut(&Keep) -> io::Result<()> + S
     })
 }
 
-/// Makes a folder with mode 0700, and those above it; one that is there already has to be private.
+/// Makes a folder with mode 0700, and those above it, durably; one that is there already has to be private.
 ///
 /// # Errors
 /// [`KeptError`].
 pub fn make_folder(folder: &Path) -> Result<(), KeptError> {
     let system = |error| KeptError::System(folder.to_owned(), error);
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(system)?;
+    missing.into_iter().try_for_each(sync_folder).map_err(system)?;
     check_folder(folder)
 }
 
