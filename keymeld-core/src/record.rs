@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 pub enum Family {
     /// A keygen session: its head is part 0, its registrations follow.
     Keygen = 1,
-    /// A signing session: its head is part 0, its end part 1, its approvals follow.
+    /// A signing session: its head is part 0, its request part 1, its end part 2, its approvals follow.
     Signing = 2,
     /// An enclave identity: one row per epoch, only ever added (S7).
     Enclave = 3,

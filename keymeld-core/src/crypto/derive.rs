@@ -36,7 +36,8 @@ pub enum Purpose {
     EnclaveEcies(EnclaveId, u32),
     /// An enclave's key that signs certificates and results.
     EnclaveIdentity(EnclaveId, u32),
-    /// Seals what one enclave sends another in one attempt, both directions: a fresh key for few messages.
+    /// Seals what one enclave sends another in one attempt, both directions. The host names attempts and may name
+    /// two alike: what tells their messages apart is the context.
     Pair(AttemptId),
 }
 

@@ -31,7 +31,7 @@ pub enum Tag {
     Cancel,
     /// An aggregator's signature on a result.
     Result,
-    /// The hash of all aggregate nonces that a partial was made under.
+    /// The hash of all public nonces that a partial was made under.
     NonceView,
     /// A message that is the hash of a text.
     Text,
