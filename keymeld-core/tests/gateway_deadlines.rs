@@ -5,7 +5,7 @@ mod gateway_support;
 use gateway_support::enclave::refused;
 use gateway_support::party::{Party, by, no_wait, outcome_of, poll};
 use gateway_support::{START_UNIX_MS, World, body, enclave_id, outcome};
-use keymeld_core::api::rest::{KeygenState, KeygenStatus, SigningState, SigningStatus};
+use keymeld_core::api::rest::{KeygenState, KeygenStatus, SignRequest, SigningState, SigningStatus};
 use keymeld_core::api::router::Wait;
 use keymeld_core::artifact::approval::WithdrawalKind;
 use keymeld_core::gateway::{Command, EXPIRIES_MAX, Event, Report, WAITERS_PER_SESSION_MAX};
@@ -87,6 +87,32 @@ fn a_session_whose_deadline_passed_while_the_gateway_was_down_fails_at_once() {
     world.run();
     world.pass(0);
     assert_eq!(party.status(&mut world).state, KeygenState::Failed);
+}
+
+#[test]
+fn a_clock_that_was_ahead_and_was_set_right_ends_nothing_early() {
+    const AHEAD_MS: u64 = 137_000;
+    let mut world = World::new(3);
+    let keygen = party_with_timeout(1);
+    keygen.begin(&mut world);
+    world.now.unix_ms += AHEAD_MS;
+    let mut party = Party::new(2, 3);
+    party.users[1].approves = true;
+    party.complete(&mut world);
+    let expires_at = world.now.unix_ms + 300_000;
+    let request = SignRequest { expires_at, ..party.sign_request(1) };
+    let sign = party.sign_with(&mut world, request);
+    assert_eq!(outcome_of(&mut world, sign), "201");
+    world.now.unix_ms -= AHEAD_MS;
+    world.pass(TIMEOUT_MS - 1);
+    assert_eq!(keygen.status(&mut world).state, KeygenState::CollectingParticipants);
+    world.pass(1);
+    assert_eq!(keygen.status(&mut world).state, KeygenState::Failed);
+    let left = expires_at - world.now.unix_ms;
+    world.pass(left - 1);
+    assert_eq!(party.signing_status(&mut world, 1).state, SigningState::CollectingParticipants);
+    world.pass(1);
+    assert_eq!(party.signing_status(&mut world, 1).failure.expect("failed").code, "expired");
 }
 
 #[test]

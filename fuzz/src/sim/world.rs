@@ -21,7 +21,7 @@ use super::watcher::Watcher;
 use super::wire::Exchange;
 
 /// Steps of one run. Far more than any takes: a run that gets there goes in circles.
-const STEPS_MAX: u64 = 30_000;
+const STEPS_MAX: u64 = 60_000;
 /// How long after the last deadline of all sessions, and after faults have stopped, everything has ended.
 pub(crate) const ENDS_WITHIN_MS: u64 = 15 * 60_000;
 

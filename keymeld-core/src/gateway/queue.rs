@@ -69,6 +69,7 @@ impl Gateway {
                 self.put_back(key, session);
                 return self.answer_polls(now, key, Some(now.mono_ms));
             }
+            Work::Expire if self.expires_later(now, key, &session) => None,
             Work::Call(request, call) => match status_wait(&call) {
                 Some((caller, asked)) => {
                     let allowed = session_allows_reading(&session, &caller.key);

@@ -139,6 +139,16 @@ pub(super) enum Session {
     Signing(Box<Signing>),
 }
 
+impl Session {
+    pub(super) fn deadline_unix_ms(&self) -> Option<u64> {
+        match self {
+            Session::Loading | Session::Absent => None,
+            Session::Keygen(keygen) => Some(keygen.deadline_unix_ms()),
+            Session::Signing(signing) => Some(signing.deadline_unix_ms()),
+        }
+    }
+}
+
 /// A session in memory and everything that waits for it.
 #[derive(Debug)]
 pub(super) struct Entry {

@@ -3,6 +3,7 @@
 use super::session::{Session, SessionKey, Work};
 use super::{EXPIRIES_MAX, Gateway, RETRY_MS_MAX, RETRY_MS_MIN};
 use crate::id::EnclaveId;
+use crate::limits::SKEW_MS;
 use crate::time::Time;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,15 +23,21 @@ pub(super) enum Timer {
 impl Gateway {
     pub(super) fn set_deadline(&mut self, now: Time, key: SessionKey) {
         let Some(entry) = self.entries.get(&key) else { return };
-        let deadline_unix_ms = match &entry.session {
-            Session::Loading | Session::Absent => return,
-            Session::Keygen(keygen) => keygen.deadline_unix_ms(),
-            Session::Signing(signing) => signing.deadline_unix_ms(),
-        };
+        let Some(deadline_unix_ms) = entry.session.deadline_unix_ms() else { return };
         if !entry.timers.contains_key(&TimerKind::Expire) {
             let due = now.mono_ms.saturating_add(deadline_unix_ms.saturating_sub(now.unix_ms));
             self.set_timer(key, TimerKind::Expire, Some(due));
         }
+    }
+
+    /// Whether a session whose time has come has time left after all: the clock was ahead when its timer was set. It
+    /// is looked at again then, or soon: the clock may be behind now.
+    pub(super) fn expires_later(&mut self, now: Time, key: SessionKey, session: &Session) -> bool {
+        let left_ms = session.deadline_unix_ms().map_or(0, |deadline| deadline.saturating_sub(now.unix_ms));
+        if left_ms > 0 {
+            self.set_timer(key, TimerKind::Expire, Some(now.mono_ms + left_ms.min(SKEW_MS)));
+        }
+        left_ms > 0
     }
 
     pub(super) fn set_timer(&mut self, key: SessionKey, kind: TimerKind, due: Option<u64>) {

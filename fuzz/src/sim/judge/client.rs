@@ -201,10 +201,14 @@ impl World {
         let ends = match fault {
             Fault::Ended(refusal, _) => Some(refusal.code),
             Fault::Refused(refusal) if last_word => Some(refusal.code),
-            // Others hear of a request that the gateway never took.
-            Fault::Refused(refusal) if refusal.code == Code::UnknownId => match task {
-                Task::Await(want, _) | Task::Review(want, _) if self.was_turned_away(circle, *want) => {
-                    Some(refusal.code)
+            Fault::Refused(refusal) => match (task, refusal.code) {
+                // Others hear of a request that the gateway never took.
+                (Task::Await(want, _) | Task::Review(want, _), code @ Code::UnknownId) => {
+                    self.was_turned_away(circle, *want).then_some(code)
+                }
+                // Made while a clock was far ahead.
+                (Task::Review(..), code @ Code::IntentNotYetValid) => {
+                    (self.plan.rates.spells > 0).then_some(code)
                 }
                 _ => None,
             },
