@@ -135,7 +135,7 @@ pub enum Done {
     Reserved,
     /// The manifest is published.
     Initialised,
-    /// The enclave holds the key and said so.
+    /// The gateway says that the enclave has taken the key. Only [`Done::Key`] shows it.
     Joined,
     /// Where the keygen is.
     Keygen(Box<KeygenProgress>),
