@@ -187,8 +187,8 @@ fn read_tree(bytes: &[u8]) -> Result<Value, JsonError> {
     }
 }
 
-/// How large a tree may grow: each value counts one, an object [`OBJECT_VALUES`]. At most some 16 MiB, however few bytes it is
-/// read from; the largest document that has a use takes less than half.
+/// How large a tree may grow: each value counts one, an object [`OBJECT_VALUES`]. At most some 16 MiB beside its
+/// strings, however few bytes it is read from; the largest document that has a use takes less.
 const TREE_MAX: usize = 128 * 1024;
 /// An object's map makes room for several fields at once, at some 640 bytes.
 const OBJECT_VALUES: usize = 8;

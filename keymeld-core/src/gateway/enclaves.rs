@@ -4,16 +4,13 @@
 //! handed over. Only then do sessions and clients reach it, and only at epochs that are open. A row that it
 //! refuses for good is left alone until the next connection; the others go on without it.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::keygen::is_passing;
 use super::record::{self, enclave_key};
 use super::timers::{Timer, TimerKind};
-use super::{
-    ATTESTATIONS_IN_FLIGHT_MAX, ATTESTATIONS_WAITING_MAX, CallOwner, Command, Gateway, Report, RequestId,
-    TokenOwner,
-};
+use super::{ATTESTATIONS_IN_FLIGHT_MAX, CallOwner, Command, Gateway, Report, RequestId, TokenOwner};
 use crate::api::problem;
 use crate::api::rest::{AttestationResponse, EnclaveView, EnclavesResponse};
 use crate::bytes::{Hash, PublicKey};
@@ -50,8 +47,6 @@ pub(super) struct Member {
     greeted_mono_ms: Option<u64>,
     /// Challenges of clients that it has not answered yet.
     challenges: usize,
-    /// Further ones, with their nonces and epochs.
-    challenges_waiting: VecDeque<(RequestId, Hash, u32)>,
 }
 
 #[derive(Debug, Default)]
@@ -368,10 +363,7 @@ impl Gateway {
             return self.refuse(request, Code::EnclaveAway);
         }
         if member.challenges >= ATTESTATIONS_IN_FLIGHT_MAX {
-            if member.challenges_waiting.len() >= ATTESTATIONS_WAITING_MAX {
-                return self.refuse(request, Code::TooMany);
-            }
-            return member.challenges_waiting.push_back((request, nonce, epoch));
+            return self.refuse(request, Code::TooMany);
         }
         member.challenges += 1;
         let owner = CallOwner::Attestation(request, epoch);
@@ -396,13 +388,6 @@ impl Gateway {
             Ok(Reply::Refused(refused)) => self.refuse(request, refused.refusal().code),
             Ok(_) => self.refuse(request, Code::EnclaveAway),
             Err(code) => self.refuse(request, code),
-        }
-        // Each is sent, or refused where the enclave is away now.
-        while let Some(member) = self.members.get_mut(&enclave_id)
-            && member.challenges < ATTESTATIONS_IN_FLIGHT_MAX
-            && let Some((request, nonce, epoch)) = member.challenges_waiting.pop_front()
-        {
-            self.attest(request, enclave_id, nonce, Some(epoch));
         }
     }
 }

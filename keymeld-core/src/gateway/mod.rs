@@ -95,8 +95,6 @@ pub const QUEUE_MAX: usize = 256;
 /// Challenges of clients that one enclave may have to answer at a time: anybody can send them, and each costs the
 /// enclave's security module a signature.
 pub const ATTESTATIONS_IN_FLIGHT_MAX: usize = 32;
-/// Challenges that wait for their turn at one enclave: who asks often does not get ahead of who asked before.
-pub const ATTESTATIONS_WAITING_MAX: usize = 512;
 /// Long polls that wait for one session.
 pub const WAITERS_PER_SESSION_MAX: usize = 256;
 /// Bytes of completed keygens that are kept at hand for signing.
