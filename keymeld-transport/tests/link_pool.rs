@@ -61,7 +61,7 @@ fn read_frame(mut stream: impl Read) -> Frame {
     stream.read_exact(&mut field).unwrap();
     let mut bytes = vec![0; Frame::length(field).unwrap()];
     stream.read_exact(&mut bytes).unwrap();
-    Frame::decode(&bytes).unwrap()
+    Frame::decode(bytes).unwrap()
 }
 
 fn reply_to(request: &Frame) -> Vec<u8> {

@@ -45,7 +45,7 @@ fn read_frame(mut stream: &TcpStream) -> Frame {
     stream.read_exact(&mut field).unwrap();
     let mut bytes = vec![0; Frame::length(field).unwrap()];
     stream.read_exact(&mut bytes).unwrap();
-    Frame::decode(&bytes).unwrap()
+    Frame::decode(bytes).unwrap()
 }
 
 fn is_closed(mut stream: &TcpStream) -> bool {

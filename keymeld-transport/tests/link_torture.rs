@@ -67,7 +67,7 @@ fn try_read(mut stream: &TcpStream) -> std::io::Result<Frame> {
     stream.read_exact(&mut field)?;
     let mut bytes = vec![0; Frame::length(field).unwrap()];
     stream.read_exact(&mut bytes)?;
-    Ok(Frame::decode(&bytes).unwrap())
+    Ok(Frame::decode(bytes).unwrap())
 }
 
 /// Asks and gets the reply.

@@ -88,7 +88,7 @@ fn read_frame(mut stream: &TcpStream) -> Option<Frame> {
     stream.read_exact(&mut field).ok()?;
     let mut bytes = vec![0; Frame::length(field).ok()?];
     stream.read_exact(&mut bytes).ok()?;
-    Frame::decode(&bytes).ok()
+    Frame::decode(bytes).ok()
 }
 
 /// Between the gateway and an enclave. Once it is hostile, every request is replied to at once, as it should be but

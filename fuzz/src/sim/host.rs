@@ -329,7 +329,7 @@ impl World {
         let mut length = [0; 4];
         length.copy_from_slice(&bytes[..4]);
         assert_eq!(Frame::length(length), Ok(bytes.len() - 4), "a frame has the length that it says");
-        let frame = Frame::decode(&bytes[4..]).expect("a frame that was just encoded");
+        let frame = Frame::decode(bytes[4..].to_vec()).expect("a frame that was just encoded");
         let workers = self.plan.workers as u64;
         let Some(process) = self.hosts[at].of_life(life) else { return };
         process.last_call += 1;
@@ -459,7 +459,7 @@ impl World {
     }
 
     pub(crate) fn reply_arrives(&mut self, at: usize, generation: u64, bytes: &[u8]) {
-        let frame = Frame::decode(&bytes[4..]).expect("a frame that was just encoded");
+        let frame = Frame::decode(bytes[4..].to_vec()).expect("a frame that was just encoded");
         let link = &mut self.hosts[at].link;
         if link.generation != generation {
             return;

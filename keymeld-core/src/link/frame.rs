@@ -104,15 +104,15 @@ impl Frame {
         Ok(length)
     }
 
-    /// Reads a frame from all that followed its length field.
+    /// Reads a frame from all that followed its length field; the body stays in that memory.
     ///
     /// # Errors
     /// [`FrameError`], one variant per reason.
-    pub fn decode(after_length: &[u8]) -> Result<Frame, FrameError> {
+    pub fn decode(mut after_length: Vec<u8>) -> Result<Frame, FrameError> {
         if after_length.len() > FRAME_BYTES_MAX {
             return Err(FrameError::TooLarge);
         }
-        let (header, body) = after_length.split_at_checked(AFTER_LENGTH).ok_or(FrameError::TooShort)?;
+        let header: [u8; AFTER_LENGTH] = *after_length.first_chunk().ok_or(FrameError::TooShort)?;
         if header[0] != HEADER_VERSION {
             return Err(FrameError::UnknownVersion);
         }
@@ -120,14 +120,15 @@ impl Frame {
             .into_iter()
             .find(|kind| *kind as u8 == header[1])
             .ok_or(FrameError::UnknownKind)?;
-        if matches!(kind, Kind::Ping | Kind::Pong) && !body.is_empty() {
+        if matches!(kind, Kind::Ping | Kind::Pong) && after_length.len() > AFTER_LENGTH {
             return Err(FrameError::UnexpectedBody);
         }
         let mut request_id = [0; 8];
         request_id.copy_from_slice(&header[2..10]);
         let mut routing_id = [0; 16];
         routing_id.copy_from_slice(&header[10..26]);
-        Ok(Frame { kind, request_id: u64::from_be_bytes(request_id), routing_id, body: body.to_vec() })
+        after_length.drain(..AFTER_LENGTH);
+        Ok(Frame { kind, request_id: u64::from_be_bytes(request_id), routing_id, body: after_length })
     }
 }
 
@@ -146,7 +147,7 @@ mod tests {
         let bytes = frame().encode().expect("small");
         let hex = base16ct::lower::encode_string(&bytes);
         assert_eq!(hex, "0000001d01010000000000000102aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa010203");
-        assert_eq!(Frame::decode(&bytes[4..]), Ok(frame()));
+        assert_eq!(Frame::decode(bytes[4..].to_vec()), Ok(frame()));
     }
 
     #[test]
@@ -163,12 +164,12 @@ mod tests {
     fn every_truncation_and_every_header_flip_is_refused_or_read_as_something_else() {
         let bytes = frame().encode().expect("small");
         for end in 4..30 {
-            assert_eq!(Frame::decode(&bytes[4..end]), Err(FrameError::TooShort), "{end}");
+            assert_eq!(Frame::decode(bytes[4..end].to_vec()), Err(FrameError::TooShort), "{end}");
         }
         for bit in 32..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_ne!(Frame::decode(&flipped[4..]), Ok(frame()), "{bit}");
+            assert_ne!(Frame::decode(flipped[4..].to_vec()), Ok(frame()), "{bit}");
         }
     }
 }

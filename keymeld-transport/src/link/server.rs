@@ -26,9 +26,9 @@ const HELD: &str = "no thread panics while holding it";
 ///
 /// Whatever peers do, its memory stays below [`requests_bytes_max`](Self::requests_bytes_max), and for each
 /// connection [`queued_bytes_max`](Self::queued_bytes_max) and three times
-/// [`FRAME_BYTES_MAX`](keymeld_core::link::frame::FRAME_BYTES_MAX): a frame that arrives takes up to twice its
-/// size, and then once more to be taken apart. It has at most four threads for each connection, two of them about
-/// to end.
+/// [`FRAME_BYTES_MAX`](keymeld_core::link::frame::FRAME_BYTES_MAX): one frame that arrives, and what
+/// an allocator keeps back of earlier ones (glibc's twice the largest). It has at most four threads for each
+/// connection, two of them about to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeLimits {
     /// Connections. At the cap one is closed for a new one, which takes its whole pool down: not fewer than all

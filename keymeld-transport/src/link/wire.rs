@@ -11,8 +11,6 @@ use keymeld_core::link::frame::{Frame, FrameError};
 use super::stream::{Stream, left_until};
 
 const BUFFER_BYTES: usize = 64 * 1024;
-/// What is reserved before any of a body is here; it doubles as the body arrives.
-const BODY_BYTES_FIRST: usize = 16 * 1024;
 /// How much is written at once.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
@@ -51,7 +49,8 @@ impl FrameReader {
         FrameReader { inner: BufReader::with_capacity(BUFFER_BYTES, source), idle, whole }
     }
 
-    /// The next frame. Memory grows with what has arrived, not with what was announced.
+    /// The next frame. Memory for what was announced is reserved at once, which costs none until it arrives:
+    /// grown step by step it would tear holes into an allocator's heaps, which cost more.
     pub(super) fn read(&mut self) -> Result<Frame, ReadError> {
         if let Some(idle) = self.idle {
             self.inner.get_mut().until = Until::Idle(idle);
@@ -70,12 +69,12 @@ impl FrameReader {
         let mut field = [0; 4];
         self.inner.read_exact(&mut field).map_err(ReadError::Io)?;
         let length = Frame::length(field).map_err(ReadError::Malformed)?;
-        let mut bytes = Vec::with_capacity(length.min(BODY_BYTES_FIRST));
+        let mut bytes = Vec::with_capacity(length);
         self.inner.by_ref().take(length as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
         if bytes.len() < length {
             return Err(ReadError::Io(ErrorKind::UnexpectedEof.into()));
         }
-        Frame::decode(&bytes).map_err(ReadError::Malformed)
+        Frame::decode(bytes).map_err(ReadError::Malformed)
     }
 }
 

@@ -25,8 +25,8 @@ const HELD: &str = "no thread panics while holding it";
 ///
 /// Whatever the enclave does, its memory stays below [`queued_bytes_max`](Self::queued_bytes_max),
 /// [`replies_bytes_max`](Self::replies_bytes_max), and for each connection four times
-/// [`FRAME_BYTES_MAX`](keymeld_core::link::frame::FRAME_BYTES_MAX): one frame that is written, and one that arrives,
-/// which takes up to twice its size and then once more to be taken apart.
+/// [`FRAME_BYTES_MAX`](keymeld_core::link::frame::FRAME_BYTES_MAX): one frame that is written, one that arrives, and
+/// what an allocator keeps back of earlier ones (glibc's twice the largest).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
     /// Connections that the pool holds open.

@@ -196,6 +196,6 @@ fn read(from: &mut impl Read) -> io::Result<(Vec<u8>, Kind)> {
     let mut bytes = field.to_vec();
     bytes.resize(4 + length, 0);
     from.read_exact(&mut bytes[4..])?;
-    let frame = Frame::decode(&bytes[4..]).expect("both sides keep to the format");
+    let frame = Frame::decode(bytes[4..].to_vec()).expect("both sides keep to the format");
     Ok((bytes, frame.kind))
 }
