@@ -10,6 +10,7 @@ use keymeld_core::api::rest::{
     ItemHint, KeygenState, RegisterRequest, ReserveRequest, SignRequest, SigningState, SubsetHint,
 };
 use keymeld_core::api::router::{Call, Wait};
+use keymeld_core::artifact::approval::WithdrawalKind;
 use keymeld_core::bytes::{Blob, Hash, XOnlyKey};
 use keymeld_core::gateway::{
     ATTESTATIONS_IN_FLIGHT_MAX, COMMANDS_MAX, Command, Event, QUEUE_MAX, RETRY_MS_MAX, RequestId,
@@ -20,6 +21,7 @@ use keymeld_core::limits::{
     RECORD_BYTES_MAX, SEALED_INTENT_BYTES_MAX, SHARES_MAX, SKEW_MS, SUBSET_MEMBERS_SUM_MAX, SUBSETS_MAX,
 };
 use keymeld_core::link::message::Request;
+use keymeld_core::record::PersistError;
 
 fn id(number: usize) -> [u8; 16] {
     (number as u128 + 1).to_be_bytes()
@@ -397,6 +399,49 @@ fn where_no_session_can_make_room_a_further_one_is_refused_for_now() {
     }
     let third = numbered(2).reserve(&mut world);
     assert_eq!(outcome_of(&mut world, third), "201");
+}
+
+/// Whoever requests signatures by the thousand takes up nobody else's places.
+#[test]
+fn whoever_has_as_many_signings_open_as_one_may_opens_another_once_one_has_ended() {
+    let mut world = World::new(3);
+    world.config.open_per_requester_max = 2;
+    let mut party = Party::new(1, 3);
+    party.users[1].approves = true;
+    party.complete(&mut world);
+    // With the bound as it was set.
+    world.crash();
+    world.run();
+    let sign = |world: &mut World, number| {
+        let call = party.sign(world, number);
+        outcome_of(world, call)
+    };
+    assert_eq!([1, 2, 3].map(|number| sign(&mut world, number)), ["201", "201", "too-many"]);
+    // To ask again for one that is open asks for nothing more.
+    assert_eq!(sign(&mut world, 2), "200");
+    let mut of_another = party.sign_request(4);
+    of_another.requester = party.users[2].user_id;
+    let caller = world.caller(party.users[2].auth.public());
+    assert_eq!(outcome_of(&mut world, Call::Sign { caller, request: of_another }), "201");
+    // A restart counts those that are open.
+    world.crash();
+    world.run();
+    assert_eq!(sign(&mut world, 3), "too-many");
+    let decline = party.withdraw(&mut world, WithdrawalKind::Decline, 1, 1);
+    assert_eq!(outcome_of(&mut world, decline), "200");
+    // One that is not written has not begun.
+    let third = party.sign(&mut world, 3);
+    let third = world.ask(third);
+    world.run_until_writes();
+    let token = world.open_write().expect("it is being written");
+    world.outbox.clear();
+    world.handle(Event::PersistFailed { token, error: PersistError::DiskFull });
+    assert_eq!(outcome(&world.answer(third).expect("refused")), "disk-full");
+    assert_eq!(sign(&mut world, 3), "201");
+    assert_eq!(sign(&mut world, 5), "too-many");
+    world.pass(3_600_000 + RETRY_MS_MAX);
+    assert_eq!(party.signing_status(&mut world, 2).failure.expect("failed").code, "expired");
+    assert_eq!(world.gateway.sessions(), 0);
 }
 
 // The most that one event can set free: a keygen is loaded, for which as many signings wait as may, for each of

@@ -131,13 +131,19 @@ pub struct SessionSettings {
     pub sessions_max: usize,
     pub sessions_bytes_max: usize,
     pub unregistered_max: usize,
+    pub open_per_requester_max: usize,
 }
 
 impl Default for SessionSettings {
     fn default() -> Self {
-        let gateway::Config { sessions_max, sessions_bytes_max, unregistered_max, .. } =
-            gateway::Config::new(Vec::new());
-        SessionSettings { sessions_max, sessions_bytes_max, unregistered_max }
+        let gateway::Config {
+            sessions_max,
+            sessions_bytes_max,
+            unregistered_max,
+            open_per_requester_max,
+            ..
+        } = gateway::Config::new(Vec::new());
+        SessionSettings { sessions_max, sessions_bytes_max, unregistered_max, open_per_requester_max }
     }
 }
 
@@ -350,8 +356,9 @@ impl Config {
         if timeout_default_ms == 0 || timeout_default_ms > timeout_max_ms {
             return bad("keygen.timeout_default_ms", "it lies between 1 and timeout_max_ms");
         }
-        let SessionSettings { sessions_max, sessions_bytes_max, unregistered_max } = self.sessions;
-        if sessions_max == 0 || sessions_bytes_max == 0 || unregistered_max == 0 {
+        let SessionSettings { sessions_max, sessions_bytes_max, unregistered_max, open_per_requester_max } =
+            self.sessions;
+        if [sessions_max, sessions_bytes_max, unregistered_max, open_per_requester_max].contains(&0) {
             return bad("sessions", "without room for them there are no sessions");
         }
         if !self.http.is_usable() {
@@ -372,6 +379,7 @@ impl Config {
             sessions_max: self.sessions.sessions_max,
             sessions_bytes_max: self.sessions.sessions_bytes_max,
             unregistered_max: self.sessions.unregistered_max,
+            open_per_requester_max: self.sessions.open_per_requester_max,
             ..gateway::Config::new(self.enclaves.iter().map(|enclave| enclave.id).collect())
         }
     }

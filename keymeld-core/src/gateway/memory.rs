@@ -1,15 +1,16 @@
-//! What sessions in memory weigh, and which of them nobody has registered in.
+//! What sessions in memory weigh, which of them nobody has registered in, and who has opened how many.
 //!
 //! Anybody can reserve where the operator wants no token. What that leaves behind must cost neither the memory of
 //! the others nor their places: memory is counted in bytes, and keygens in which nobody has registered are the
-//! first to go.
+//! first to go. And whoever may request signatures has a share of the places that there are.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use super::Gateway;
 use super::keygen::Keygen;
 use super::session::{Session, SessionKey, Work};
-use crate::id::KeygenId;
+use super::signing::Signing;
+use crate::id::{KeygenId, SigningId, UserId};
 
 /// A session without what belongs to its state: its queue, its timers, its place in the maps.
 const ENTRY_BYTES: usize = 1_024;
@@ -90,6 +91,30 @@ impl Unregistered {
     }
 }
 
+/// Signing sessions that have not ended, by who requested them, in memory or asleep.
+#[derive(Debug, Default)]
+pub(super) struct OpenSignings(BTreeMap<(KeygenId, UserId), BTreeSet<SigningId>>);
+
+impl OpenSignings {
+    pub(super) fn count(&self, keygen_id: KeygenId, requester: UserId) -> usize {
+        self.0.get(&(keygen_id, requester)).map_or(0, BTreeSet::len)
+    }
+
+    fn insert(&mut self, id: SigningId, signing: &Signing) {
+        let requester = (signing.rows.head.keygen_id, signing.rows.request.requester);
+        self.0.entry(requester).or_default().insert(id);
+    }
+
+    pub(super) fn remove(&mut self, id: SigningId, signing: &Signing) {
+        let requester = (signing.rows.head.keygen_id, signing.rows.request.requester);
+        let Some(open) = self.0.get_mut(&requester) else { return };
+        open.remove(&id);
+        if open.is_empty() {
+            self.0.remove(&requester);
+        }
+    }
+}
+
 impl Gateway {
     /// Bytes that sessions in memory weigh, for tests and gauges.
     pub fn sessions_bytes(&self) -> usize {
@@ -108,6 +133,13 @@ impl Gateway {
             }
         };
         entry.weight = self.memory.add(ENTRY_BYTES + bytes, holds);
+        if let (SessionKey::Signing(id), Session::Signing(signing)) = (key, &entry.session) {
+            if signing.is_ended() {
+                self.open_signings.remove(id, signing);
+            } else {
+                self.open_signings.insert(id, signing);
+            }
+        }
         let unregistered = matches!(&entry.session, Session::Keygen(keygen) if keygen.is_unregistered());
         let SessionKey::Keygen(id) = key else { return };
         if !unregistered {

@@ -70,7 +70,7 @@ use crate::secret::ApiToken;
 use crate::time::{Deadline, DeadlineReason, Time};
 use enclaves::Member;
 use keygen::Keygen;
-use memory::{Memory, Unregistered};
+use memory::{Memory, OpenSignings, Unregistered};
 use proofs::ProofCache;
 use session::{Entry, Purpose, SessionKey, Work};
 use timers::{Timer, TimerKind};
@@ -84,6 +84,8 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const SESSIONS_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Keygens in which nobody has registered: anybody may have reserved them. The oldest gives way to one more.
 pub const UNREGISTERED_MAX: usize = 10_000;
+/// Signing sessions that one requester may have open at a time: nobody takes up the places of all others.
+pub const OPEN_PER_REQUESTER_MAX: usize = 1_000;
 /// Corrupt records that are remembered, so that each is reported once.
 pub const CORRUPT_NOTED_MAX: usize = 1_024;
 /// Open sessions that sleep outside memory, by default. Each costs a timer.
@@ -131,6 +133,8 @@ pub struct Config {
     pub asleep_max: usize,
     /// Keygens in which nobody has registered.
     pub unregistered_max: usize,
+    /// Signing sessions that one requester may have open at a time.
+    pub open_per_requester_max: usize,
 }
 
 impl Config {
@@ -146,6 +150,7 @@ impl Config {
             sessions_bytes_max: SESSIONS_BYTES_MAX,
             asleep_max: ASLEEP_MAX,
             unregistered_max: UNREGISTERED_MAX,
+            open_per_requester_max: OPEN_PER_REQUESTER_MAX,
         }
     }
 }
@@ -296,6 +301,7 @@ pub struct Gateway {
     entries: BTreeMap<SessionKey, Entry>,
     memory: Memory,
     unregistered: Unregistered,
+    open_signings: OpenSignings,
     /// Records that were reported as corrupt.
     corrupt: BTreeSet<RecordKey>,
     /// Sessions in memory by when they were used last.
@@ -334,6 +340,7 @@ impl Gateway {
             entries: BTreeMap::new(),
             memory: Memory::default(),
             unregistered: Unregistered::default(),
+            open_signings: OpenSignings::default(),
             corrupt: BTreeSet::new(),
             by_use: BTreeSet::new(),
             uses: 0,

@@ -192,6 +192,8 @@ impl Gateway {
         // It would wait for a visitor otherwise.
         if entry.open {
             self.sleep_until(key, now.mono_ms + RETRY_MS_MAX);
+        } else if let (SessionKey::Signing(id), Session::Signing(signing)) = (key, &entry.session) {
+            self.open_signings.remove(id, signing);
         }
         for effect in entry.held {
             match effect {

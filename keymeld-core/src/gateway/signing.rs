@@ -236,6 +236,10 @@ impl Gateway {
                     step.respond(request, response);
                 } else if let Err(code) = check_request(now, &keygen, &body) {
                     step.refuse(request, code);
+                } else if self.open_signings.count(body.keygen_id, body.requester)
+                    >= self.config.open_per_requester_max
+                {
+                    step.refuse(request, Code::TooMany);
                 } else {
                     return accept(id, request, body, keygen, step);
                 }
