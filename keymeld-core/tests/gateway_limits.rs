@@ -401,6 +401,16 @@ fn where_no_session_can_make_room_a_further_one_is_refused_for_now() {
     assert_eq!(outcome_of(&mut world, third), "201");
 }
 
+/// Carries a call out on a full disk.
+fn not_written(world: &mut World, call: Call) {
+    let request = world.ask(call);
+    world.run_until_writes();
+    let token = world.open_write().expect("it is being written");
+    world.outbox.clear();
+    world.handle(Event::PersistFailed { token, error: PersistError::DiskFull });
+    assert_eq!(outcome(&world.answer(request).expect("refused")), "disk-full");
+}
+
 /// Whoever requests signatures by the thousand takes up nobody else's places.
 #[test]
 fn whoever_has_as_many_signings_open_as_one_may_opens_another_once_one_has_ended() {
@@ -427,21 +437,45 @@ fn whoever_has_as_many_signings_open_as_one_may_opens_another_once_one_has_ended
     world.crash();
     world.run();
     assert_eq!(sign(&mut world, 3), "too-many");
+    // An end that is not written is none.
+    let decline = party.withdraw(&mut world, WithdrawalKind::Decline, 1, 1);
+    not_written(&mut world, decline);
+    assert_eq!(sign(&mut world, 3), "too-many");
     let decline = party.withdraw(&mut world, WithdrawalKind::Decline, 1, 1);
     assert_eq!(outcome_of(&mut world, decline), "200");
-    // One that is not written has not begun.
+    // Nor has one begun that is not written.
     let third = party.sign(&mut world, 3);
-    let third = world.ask(third);
-    world.run_until_writes();
-    let token = world.open_write().expect("it is being written");
-    world.outbox.clear();
-    world.handle(Event::PersistFailed { token, error: PersistError::DiskFull });
-    assert_eq!(outcome(&world.answer(third).expect("refused")), "disk-full");
+    not_written(&mut world, third);
     assert_eq!(sign(&mut world, 3), "201");
     assert_eq!(sign(&mut world, 5), "too-many");
     world.pass(3_600_000 + RETRY_MS_MAX);
     assert_eq!(party.signing_status(&mut world, 2).failure.expect("failed").code, "expired");
     assert_eq!(world.gateway.sessions(), 0);
+}
+
+#[test]
+fn the_requests_that_one_has_open_weigh_a_sixteenth_of_all_bytes_at_most() {
+    let mut world = World::new(3);
+    world.config.sessions_bytes_max = 16 * 100_000;
+    let mut party = Party::new(1, 3);
+    party.users[1].approves = true;
+    party.complete(&mut world);
+    world.crash();
+    world.run();
+    let sign = |world: &mut World, number, intent_bytes| {
+        let mut request = party.sign_request(number);
+        request.intent = Blob(vec![0; intent_bytes]);
+        let call = party.sign_with(world, request);
+        outcome_of(world, call)
+    };
+    // One alone may weigh more.
+    assert_eq!(sign(&mut world, 1, 200_000), "201");
+    assert_eq!(sign(&mut world, 2, 0), "too-many");
+    let cancel = party.withdraw(&mut world, WithdrawalKind::Cancel, 0, 1);
+    assert_eq!(outcome_of(&mut world, cancel), "200");
+    assert_eq!(sign(&mut world, 3, 60_000), "201");
+    assert_eq!(sign(&mut world, 4, 60_000), "too-many");
+    assert_eq!(sign(&mut world, 5, 30_000), "201");
 }
 
 // The most that one event can set free: a keygen is loaded, for which as many signings wait as may, for each of

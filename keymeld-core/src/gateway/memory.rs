@@ -2,18 +2,20 @@
 //!
 //! Anybody can reserve where the operator wants no token. What that leaves behind must cost neither the memory of
 //! the others nor their places: memory is counted in bytes, and keygens in which nobody has registered are the
-//! first to go. And whoever may request signatures has a share of the places that there are.
+//! first to go. And whoever requests signatures has a share of the places and of the bytes.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 
 use super::Gateway;
 use super::keygen::Keygen;
 use super::session::{Session, SessionKey, Work};
-use super::signing::Signing;
+use crate::api::rest::SignRequest;
 use crate::id::{KeygenId, SigningId, UserId};
 
 /// A session without what belongs to its state: its queue, its timers, its place in the maps.
 const ENTRY_BYTES: usize = 1_024;
+/// What part of the bytes of all sessions the open signings of one requester may take.
+const REQUESTER_PART: usize = 16;
 
 /// What a session in memory was last seen to weigh.
 #[derive(Debug, Default)]
@@ -91,28 +93,31 @@ impl Unregistered {
     }
 }
 
-/// Signing sessions that have not ended, by who requested them, in memory or asleep.
+/// Signing sessions that have not ended, in memory or asleep, by who requested them, with the bytes of each request.
 #[derive(Debug, Default)]
-pub(super) struct OpenSignings(BTreeMap<(KeygenId, UserId), BTreeSet<SigningId>>);
+pub(super) struct OpenSignings(BTreeMap<(KeygenId, UserId, SigningId), usize>);
 
 impl OpenSignings {
-    pub(super) fn count(&self, keygen_id: KeygenId, requester: UserId) -> usize {
-        self.0.get(&(keygen_id, requester)).map_or(0, BTreeSet::len)
+    /// How many a requester has, and their bytes.
+    fn of(&self, keygen_id: KeygenId, requester: UserId) -> (usize, usize) {
+        let [first, last] = [0, u8::MAX].map(|byte| (keygen_id, requester, SigningId([byte; 16])));
+        let own = self.0.range(first..=last);
+        own.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes))
     }
 
-    fn insert(&mut self, id: SigningId, signing: &Signing) {
-        let requester = (signing.rows.head.keygen_id, signing.rows.request.requester);
-        self.0.entry(requester).or_default().insert(id);
-    }
-
-    pub(super) fn remove(&mut self, id: SigningId, signing: &Signing) {
-        let requester = (signing.rows.head.keygen_id, signing.rows.request.requester);
-        let Some(open) = self.0.get_mut(&requester) else { return };
-        open.remove(&id);
-        if open.is_empty() {
-            self.0.remove(&requester);
+    pub(super) fn set(&mut self, id: SigningId, request: &SignRequest, open: bool) {
+        let key = (request.keygen_id, request.requester, id);
+        if open {
+            self.0.insert(key, request_bytes(request));
+        } else {
+            self.0.remove(&key);
         }
     }
+}
+
+/// About how much memory a request for signatures takes.
+pub(super) fn request_bytes(request: &SignRequest) -> usize {
+    1_024 + request.intent.0.len() + 64 * request.items.len()
 }
 
 impl Gateway {
@@ -134,11 +139,7 @@ impl Gateway {
         };
         entry.weight = self.memory.add(ENTRY_BYTES + bytes, holds);
         if let (SessionKey::Signing(id), Session::Signing(signing)) = (key, &entry.session) {
-            if signing.is_ended() {
-                self.open_signings.remove(id, signing);
-            } else {
-                self.open_signings.insert(id, signing);
-            }
+            self.open_signings.set(id, &signing.rows.request, !signing.is_ended());
         }
         let unregistered = matches!(&entry.session, Session::Keygen(keygen) if keygen.is_unregistered());
         let SessionKey::Keygen(id) = key else { return };
@@ -155,6 +156,13 @@ impl Gateway {
     /// Whether another session is to be kept waiting for room.
     pub(super) fn is_full(&self) -> bool {
         self.entries.len() >= self.config.sessions_max || self.is_overweight()
+    }
+
+    /// Whether this is one open signing too many for who requests it. One alone never is.
+    pub(super) fn has_its_share(&self, request: &SignRequest) -> bool {
+        let (count, bytes) = self.open_signings.of(request.keygen_id, request.requester);
+        let bytes_max = self.config.sessions_bytes_max / REQUESTER_PART;
+        count >= self.config.open_per_requester_max || count > 0 && bytes + request_bytes(request) > bytes_max
     }
 
     fn is_overweight(&self) -> bool {

@@ -84,11 +84,12 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const SESSIONS_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// Keygens in which nobody has registered: anybody may have reserved them. The oldest gives way to one more.
 pub const UNREGISTERED_MAX: usize = 10_000;
-/// Signing sessions that one requester may have open at a time: nobody takes up the places of all others.
+/// Signing sessions that one requester may have open at a time, so that one participant cannot take up all places.
 pub const OPEN_PER_REQUESTER_MAX: usize = 1_000;
 /// Corrupt records that are remembered, so that each is reported once.
 pub const CORRUPT_NOTED_MAX: usize = 1_024;
-/// Open sessions that sleep outside memory, by default. Each costs a timer.
+/// Open sessions that sleep outside memory, by default. Each costs a timer, and a signing its place among its
+/// requester's.
 pub const ASLEEP_MAX: usize = 1_000_000;
 /// Sessions that are looked at for one that can make room.
 pub const EVICTION_TRIES_MAX: usize = 64;
@@ -133,7 +134,8 @@ pub struct Config {
     pub asleep_max: usize,
     /// Keygens in which nobody has registered.
     pub unregistered_max: usize,
-    /// Signing sessions that one requester may have open at a time.
+    /// Signing sessions that one requester may have open at a time; their requests weigh together at most a sixteenth
+    /// of `sessions_bytes_max`. After a start they count as they are read.
     pub open_per_requester_max: usize,
 }
 

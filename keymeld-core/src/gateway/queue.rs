@@ -192,8 +192,9 @@ impl Gateway {
         // It would wait for a visitor otherwise.
         if entry.open {
             self.sleep_until(key, now.mono_ms + RETRY_MS_MAX);
-        } else if let (SessionKey::Signing(id), Session::Signing(signing)) = (key, &entry.session) {
-            self.open_signings.remove(id, signing);
+        }
+        if let (SessionKey::Signing(id), Session::Signing(signing)) = (key, &entry.session) {
+            self.open_signings.set(id, &signing.rows.request, entry.open);
         }
         for effect in entry.held {
             match effect {

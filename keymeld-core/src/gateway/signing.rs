@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::keygen::{Keygen, failure};
+use super::memory::request_bytes;
 use super::record::{
     FailureRow, PART_END, PART_REQUEST, SigningEnd, SigningHead, SigningRows, head_row, new_row, signing_key,
     slot_part,
@@ -99,7 +100,7 @@ impl Signing {
             None => 0,
         };
         let users = 64 * self.needed.len() + 256 * self.rows.approvals.len();
-        1_024 + request.intent.0.len() + 64 * request.items.len() + users + end + self.run_bytes()
+        request_bytes(request) + users + end + self.run_bytes()
     }
 
     pub(super) fn deadline_unix_ms(&self) -> u64 {
@@ -236,9 +237,7 @@ impl Gateway {
                     step.respond(request, response);
                 } else if let Err(code) = check_request(now, &keygen, &body) {
                     step.refuse(request, code);
-                } else if self.open_signings.count(body.keygen_id, body.requester)
-                    >= self.config.open_per_requester_max
-                {
+                } else if self.has_its_share(&body) {
                     step.refuse(request, Code::TooMany);
                 } else {
                     return accept(id, request, body, keygen, step);

@@ -262,7 +262,11 @@ impl Peer {
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        // Whoever still holds a request holds the connection: not what it will never be sent.
+        state.queue.clear();
+        drop(state);
         self.stream.shutdown();
         self.room.notify_all();
         self.writable.notify_all();

@@ -49,8 +49,8 @@ impl FrameReader {
         FrameReader { inner: BufReader::with_capacity(BUFFER_BYTES, source), idle, whole }
     }
 
-    /// The next frame. Memory for what was announced is reserved at once, which costs none until it arrives:
-    /// grown step by step it would tear holes into an allocator's heaps, which cost more.
+    /// The next frame. What was announced is reserved at once, for a buffer that grows step by step tears holes into
+    /// an allocator's heaps; only what has arrived is written to, so that an announcement alone takes no memory.
     pub(super) fn read(&mut self) -> Result<Frame, ReadError> {
         if let Some(idle) = self.idle {
             self.inner.get_mut().until = Until::Idle(idle);
@@ -69,10 +69,18 @@ impl FrameReader {
         let mut field = [0; 4];
         self.inner.read_exact(&mut field).map_err(ReadError::Io)?;
         let length = Frame::length(field).map_err(ReadError::Malformed)?;
-        let mut bytes = Vec::with_capacity(length);
-        self.inner.by_ref().take(length as u64).read_to_end(&mut bytes).map_err(ReadError::Io)?;
-        if bytes.len() < length {
-            return Err(ReadError::Io(ErrorKind::UnexpectedEof.into()));
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|_| ReadError::Io(ErrorKind::OutOfMemory.into()))?;
+        while bytes.len() < length {
+            let arrived = match self.inner.fill_buf() {
+                Ok([]) => return Err(ReadError::Io(ErrorKind::UnexpectedEof.into())),
+                Ok(arrived) => arrived,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(ReadError::Io(error)),
+            };
+            let count = arrived.len().min(length - bytes.len());
+            bytes.extend_from_slice(&arrived[..count]);
+            self.inner.consume(count);
         }
         Frame::decode(bytes).map_err(ReadError::Malformed)
     }
