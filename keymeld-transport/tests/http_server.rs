@@ -100,6 +100,15 @@ impl Peer {
     }
 }
 
+/// Waits for so many parked requests and connections with a thread.
+fn wait_for_counts(server: &Server, counts: (usize, usize)) {
+    let begun = Instant::now();
+    while server.counts() != counts {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", server.counts());
+        thread::yield_now();
+    }
+}
+
 fn assert_alive(server: &Server) {
     assert_eq!(Peer::to(server.address()).get("/alive").reply().body, "GET /alive h ");
 }
@@ -234,7 +243,7 @@ fn a_request_that_drips_in_is_refused_at_its_deadline() {
 
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
-    let (server, _) = start(ServerLimits { idle_ms: 50, ..ServerLimits::default() });
+    let (server, _) = start(ServerLimits { idle_ms: 500, ..ServerLimits::default() });
     let mut peer = Peer::to(server.address());
     assert_eq!(peer.get("/").reply().status, 200);
     assert!(peer.is_closed());
@@ -273,11 +282,7 @@ fn a_parked_request_has_no_thread_and_its_connection_goes_on_after_the_answer() 
     let mut peer = Peer::to(server.address());
     peer.get("/park").get("/after");
     let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
-    let begun = Instant::now();
-    while server.counts() != (1, 0) {
-        assert!(begun.elapsed() < PATIENCE);
-        thread::yield_now();
-    }
+    wait_for_counts(&server, (1, 0));
     thread::spawn(move || responder.send(json("late"))).join().unwrap();
     assert_eq!(peer.reply().body, "late");
     assert_eq!(peer.reply().body, "GET /after h ");
@@ -346,11 +351,7 @@ fn peers_that_have_left_make_way_where_places_are_short_and_their_service_is_tol
     let (mut stays, first) = park("/stays");
     let (leaves, second) = park("/leaves");
     let (half_closes, third) = park("/half-closes");
-    let begun = Instant::now();
-    while server.counts() != (3, 0) {
-        assert!(begun.elapsed() < PATIENCE);
-        thread::yield_now();
-    }
+    wait_for_counts(&server, (3, 0));
     // What they asked for is not theirs any more before anybody comes for their places.
     drop(leaves);
     half_closes.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
@@ -393,11 +394,14 @@ fn whoever_takes_no_answers_makes_way() {
 fn large_requests_together_are_bounded_and_the_slow_make_way_for_others() {
     let limits = ServerLimits { held_bytes_max: 1_000_000, ..ServerLimits::default() };
     let (server, _) = start(limits);
-    let mut slow: Vec<Peer> = (0..4)
-        .map(|_| {
+    // There is room for two of them.
+    let mut slow: Vec<Peer> = (0..4_usize)
+        .map(|before| {
             let mut peer = Peer::to(server.address());
+            wait_for_counts(&server, (0, before.min(2) + 1));
             peer.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 600000\r\n\r\n");
             peer.send(&"a".repeat(500_000));
+            wait_for_counts(&server, (0, (before + 1).min(2)));
             peer
         })
         .collect();
@@ -424,6 +428,8 @@ fn large_answers_together_are_bounded_and_who_takes_none_makes_way_for_others() 
         peer.get("/hold");
         let (_, responder) = waiting.recv_timeout(PATIENCE).unwrap();
         responder.send(json("a".repeat(BYTES)));
+        // From its first byte on it is counted.
+        peer.0.fill_buf().unwrap();
         peer
     };
     let deaf: Vec<Peer> = (0..3).map(|_| answered()).collect();
@@ -451,6 +457,7 @@ fn parked_requests_answered_at_once_take_no_more_threads_than_there_are_connecti
         peer.get("/park");
         peers.push((peer, waiting.recv_timeout(PATIENCE).unwrap().1));
     }
+    wait_for_counts(&server, (40, 0));
     let mut busy: Vec<(Peer, Responder)> = Vec::new();
     for _ in 0..4 {
         let mut peer = Peer::to(server.address());

@@ -127,9 +127,9 @@ fn nothing_more_is_read_from_a_connection_with_too_much_in_flight() {
 fn a_silent_and_a_dripping_connection_are_closed() {
     let (server, _requests) = start(ServeLimits { idle_ms: 60, frame_ms: 60, ..ServeLimits::default() });
     assert!(is_closed(&connect(&server)));
+    let begun = Instant::now();
     let dripping = connect(&server);
     dripping.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-    let begun = Instant::now();
     let bytes = Frame { body: vec![0; 5000], ..request(1) }.encode().unwrap();
     for byte in bytes.chunks(1) {
         // Each read waits a little; the end comes although bytes keep coming.

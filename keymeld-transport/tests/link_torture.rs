@@ -214,7 +214,8 @@ fn a_hostile_enclave_gets_each_request_one_outcome_and_holds_nobody_else_up() {
     let seed = seed("link pool");
     let mut random = Random::new(seed);
     let honest = echo(ServeLimits::default());
-    let (good, good_events) = pool(honest.address().clone(), brisk());
+    let (good, good_events) =
+        pool(honest.address().clone(), PoolOptions { request_ms: 5_000, ..PoolOptions::default() });
     assert_eq!(good_events.recv_timeout(PATIENCE).unwrap(), LinkEvent::Up);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address: Address = format!("tcp:{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -262,8 +263,8 @@ fn replies_that_nobody_takes_are_bounded_and_the_connection_lives_on() {
     let options = PoolOptions {
         connections: 1,
         replies_bytes_max: 3 * MIB,
-        ping_interval_ms: 20,
-        ping_timeout_ms: 60,
+        ping_interval_ms: 100,
+        ping_timeout_ms: 1_000,
         ..PoolOptions::default()
     };
     let (pool, events) = pool(honest.address().clone(), options);
@@ -273,7 +274,7 @@ fn replies_that_nobody_takes_are_bounded_and_the_connection_lives_on() {
     }
     let mut held = Vec::new();
     let stopped = loop {
-        match events.recv_timeout(Duration::from_millis(400)) {
+        match events.recv_timeout(Duration::from_secs(2)) {
             Ok(event) => held.push(event),
             Err(error) => break error,
         }

@@ -198,7 +198,7 @@ fn a_session_whose_time_is_over_fails_and_takes_nothing_more() {
 
         let signers = Signers::new(rig, &[delegated(), careful()]);
         let mut intent = signers.intent(rig);
-        intent.expires_at = intent.created_at + 1_500;
+        intent.expires_at = intent.created_at + 4_000;
         let request = signers.request(rig, 0, &intent);
         let ask = signers.ask(rig, 0, &request);
         rig.does::<SigningStatus>(&ask);

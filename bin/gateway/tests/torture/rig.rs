@@ -32,7 +32,7 @@ pub(crate) const ENCLAVE: &str = "5c8f1e9a-7d0e-4a3b-9a58-0d6c1f2b3a47";
 
 /// Times that a test can wait out.
 pub(crate) const LIMITS: &str =
-    "request_time_ms = 1000\nidle_ms = 2000\nwrite_time_ms = 500\nlinger_ms = 100\n";
+    "request_time_ms = 3000\nidle_ms = 2000\nwrite_time_ms = 500\nlinger_ms = 100\n";
 
 /// The first where everything is to be short, the second for `ci/torture`.
 pub(crate) fn scale(short: usize, long: usize) -> usize {

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
+use std::time::Duration;
 
 use super::{Ended, Hand, list, text};
 
@@ -96,13 +97,18 @@ fn two_commands_do_not_work_in_one_directory_at_once() {
     hand.done("alice", &hand.reserve(&hand.children.url()));
     hand.done("alice", &["init"]);
     hand.done("alice", &["join"]);
-    let mut waiting = hand.command_as("alice", &["roster", "--wait"]);
-    let mut waiting = waiting.stdout(Stdio::null()).spawn().expect("starts");
+    let wait =
+        || hand.command_as("alice", &["roster", "--wait"]).stdout(Stdio::null()).spawn().expect("starts");
+    let mut waiting = wait();
     let lock = File::open(hand.path("alice").join("lock")).expect("opens");
     // Until it has got so far.
     while !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
         lock.unlock().expect("unlocks");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(5));
+        // It ends where it meets the lock of this look.
+        if waiting.try_wait().expect("a child").is_some() {
+            waiting = wait();
+        }
     }
     assert_eq!(hand.ends("alice", &["status"], 3)["error"]["code"], "busy");
     // A lock ends with its process, however that ends.

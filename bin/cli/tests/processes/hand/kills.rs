@@ -85,7 +85,8 @@ fn a_keygen_is_begun_once_however_often_its_commands_are_killed() {
     ] {
         assert_eq!(hand.done(name, words)["resumed"], true);
     }
-    assert!(kills > 10, "{kills} kills");
+    // One for each command, and some that had got further.
+    assert!(kills > 5, "{kills} kills");
     let rosters = ["alice", "bob", "carol"].map(|name| hand.done(name, &["roster", "--wait"]));
     assert!(rosters.iter().all(|roster| roster["code"] == rosters[0]["code"]));
     assert_eq!(rosters[0]["keygen_id"], reserved["keygen_id"]);
@@ -115,7 +116,9 @@ fn a_request_is_made_once_however_often_its_command_is_killed() {
     for changes in 0..CHANGES_MAX {
         let message = format!("payment {changes}");
         let sign = ["sign", "--text", &message];
-        if !killed_after(changes, &hand.path("alice"), &mut hand.command_as("alice", &sign)) {
+        // Changes that follow each other quickly can be seen as one: it is tried again.
+        let mut tries = 0..5;
+        if !tries.any(|_| killed_after(changes, &hand.path("alice"), &mut hand.command_as("alice", &sign))) {
             break;
         }
         kills += 1;
